@@ -1,0 +1,1 @@
+"""Everything the methods share. Parts import from here; nothing here imports a part by name."""

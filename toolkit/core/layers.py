@@ -1,0 +1,141 @@
+"""A layer seen as one matrix, whatever its kind.
+
+Every method of the parts that move weights is written for a matrix M of shape (m, n), with m
+outputs and n inputs. This file says how the weight of each layer kind is such a matrix:
+
+=========== ====================================== ====================================
+kind        weight of the layer                    matrix
+=========== ====================================== ====================================
+linear      (out, in)                              the weight
+hf_conv1d   (in, out)                              its transpose
+conv        (out, in / groups, *kernel)            (out, in / groups * prod(kernel))
+embedding   (entries, features)                    its transpose, (features, entries)
+attention   in_proj_weight (3 embed, embed)        the weight
+=========== ====================================== ====================================
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+KINDS = ("linear", "hf_conv1d", "conv", "embedding", "attention")
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """The facts of one layer that a method needs.
+
+    Attributes:
+        name: the layer's name in the model.
+        kind: one of :data:`KINDS`.
+        rows, cols: shape (m, n) of its matrix.
+        parameter: name of the parameter that holds the weight.
+        shape: shape of that parameter.
+        groups: groups of a convolution, else 1.
+        dtype: dtype that new trainable tensors get: the layer's own, or float32 when that is a
+            half precision, in which small updates would be rounded away.
+        device: device of the weight.
+    """
+
+    name: str
+    kind: str
+    rows: int
+    cols: int
+    parameter: str
+    shape: tuple[int, ...]
+    groups: int
+    dtype: torch.dtype
+    device: torch.device
+
+    def to_weight(self, matrix: Tensor) -> Tensor:
+        """(m, n) matrix -> view in the layer's own layout."""
+        if self.kind in ("hf_conv1d", "embedding"):
+            return matrix.T
+        return matrix.view(self.shape)
+
+    def to_matrix(self, weight: Tensor) -> Tensor:
+        """Weight in the layer's own layout -> (m, n) view."""
+        if self.kind in ("hf_conv1d", "embedding"):
+            return weight.T
+        return weight.reshape(self.rows, self.cols)
+
+
+def kind_of(layer: nn.Module) -> str | None:
+    """The kind of a layer, or None when it has no single weight matrix."""
+    if isinstance(layer, nn.Linear):
+        return "linear"
+    if isinstance(layer, nn.Embedding):
+        return "embedding"
+    if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        return "conv"
+    if isinstance(layer, nn.MultiheadAttention):
+        return "attention"
+    # transformers' Conv1D, recognised by its form so that transformers need not be installed
+    if type(layer).__name__ == "Conv1D" and hasattr(layer, "nf") and hasattr(layer, "weight"):
+        return "hf_conv1d"
+    return None
+
+
+def describe(layer: nn.Module, name: str = "") -> LayerSpec:
+    """The :class:`LayerSpec` of a layer.
+
+    Raises:
+        TypeError: the layer has no weight that can be read as one matrix.
+        ValueError: a setting that adapting cannot honour (``max_norm``, attention with its own
+            key or value width).
+    """
+    kind = kind_of(layer)
+    label = f"{name!r} ({type(layer).__name__})" if name else type(layer).__name__
+    if kind is None:
+        raise TypeError(
+            f"layer {label} cannot be adapted: it has no weight matrix. Choose targets among "
+            "Linear, Conv1d/2d/3d, Embedding, MultiheadAttention and transformers' Conv1D layers"
+        )
+    parameter = "weight"
+    if kind == "attention":
+        parameter = "in_proj_weight"
+        if not layer._qkv_same_embed_dim:
+            raise ValueError(
+                f"layer {label} has its own kdim or vdim, so it keeps three projection weights "
+                "instead of one; leave it out of targets, or build it with equal widths"
+            )
+    if kind == "embedding" and layer.max_norm is not None:
+        raise ValueError(
+            f"layer {label} rescales its weight during the forward pass (max_norm), which would "
+            "change frozen numbers; leave it out of targets, or set max_norm=None"
+        )
+    weight = getattr(layer, parameter)
+    if kind in ("hf_conv1d", "embedding"):
+        cols, rows = weight.shape
+    else:
+        rows, cols = weight.shape[0], math.prod(weight.shape[1:])
+    half = weight.dtype in (torch.bfloat16, torch.float16)
+    return LayerSpec(
+        name=name,
+        kind=kind,
+        rows=rows,
+        cols=cols,
+        parameter=parameter,
+        shape=tuple(weight.shape),
+        groups=getattr(layer, "groups", 1) if kind == "conv" else 1,
+        dtype=torch.float32 if half else weight.dtype,
+        device=weight.device,
+    )
+
+
+def uniform(shape: tuple[int, ...], bound: float, spec: LayerSpec, generator) -> Tensor:
+    """U(-bound, bound), drawn where the generator lives, so a seed gives one result."""
+    where = generator.device if generator is not None else "cpu"
+    draw = torch.empty(shape, dtype=spec.dtype, device=where)
+    return draw.uniform_(-bound, bound, generator=generator).to(spec.device)
+
+
+def normal(shape: tuple[int, ...], std: float, spec: LayerSpec, generator) -> Tensor:
+    """N(0, std^2), drawn where the generator lives, so a seed gives one result."""
+    where = generator.device if generator is not None else "cpu"
+    draw = torch.empty(shape, dtype=spec.dtype, device=where)
+    return draw.normal_(0.0, std, generator=generator).to(spec.device)

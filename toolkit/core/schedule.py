@@ -1,0 +1,73 @@
+"""What a method does around each optimizer step, through the optimizer's own hooks.
+
+Because the hooks belong to the optimizer, any training loop works unchanged: a plain one,
+``transformers.Trainer``, Lightning or Accelerate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+
+class Controller(Protocol):
+    """Acts before and after a step; its state is tensors only, so that it can be saved."""
+
+    def before_step(self) -> None: ...
+    def after_step(self) -> None: ...
+    def state(self) -> dict[str, Tensor]: ...
+    def load(self, state: dict[str, Tensor]) -> None: ...
+    def remove(self) -> None: ...
+
+
+def unwrap(optimizer: Any) -> torch.optim.Optimizer:
+    """The optimizer whose ``step`` really runs: Accelerate wraps it."""
+    inner = getattr(optimizer, "optimizer", optimizer)
+    if not isinstance(inner, torch.optim.Optimizer):
+        raise TypeError(
+            f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}"
+        )
+    return inner
+
+
+def check_holds(
+    optimizer: torch.optim.Optimizer, named: Iterable[tuple[str, nn.Parameter]]
+) -> None:
+    """Raise ValueError unless the optimizer holds every named tensor."""
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    missing = [name for name, p in named if id(p) not in held]
+    if missing:
+        raise ValueError(
+            f"optimizer holds none of {missing[:3]}{' ...' if len(missing) > 3 else ''} "
+            f"({len(missing)} trained tensors missing); build it from adapted.parameters()"
+        )
+
+
+def register(optimizer: torch.optim.Optimizer, controller: Controller) -> None:
+    """Call the controller around every step of the optimizer."""
+
+    def before(_: Any, args: tuple, kwargs: dict) -> None:
+        # args[0] is the optimizer itself
+        if any(a is not None for a in args[1:]) or kwargs.get("closure") is not None:
+            raise RuntimeError(
+                "optimizer.step(closure) computes gradients after the method has read them; call "
+                "backward() yourself and then optimizer.step()"
+            )
+        controller.before_step()
+
+    def after(*_: Any) -> None:
+        controller.after_step()
+
+    handles = [
+        optimizer.register_step_pre_hook(before),
+        optimizer.register_step_post_hook(after),
+    ]
+
+    def remove() -> None:
+        for handle in handles:
+            handle.remove()
+
+    controller.remove = remove

@@ -1,0 +1,1 @@
+"""A low-rank difference is learned beside the frozen weight."""

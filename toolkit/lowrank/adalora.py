@@ -1,0 +1,259 @@
+r"""AdaLoRA: spend a fixed budget of ranks where the loss needs them.
+
+Each difference has the form of a singular value decomposition, and one global budget of triplets
+is shared by all layers:
+
+.. math:: W_k = W_k^{(0)} + \frac{\alpha}{r_0 + 10^{-5}}\,P_k \,\mathrm{diag}(\lambda_k)\, Q_k
+
+Source: Zhang et al., *Adaptive Budget Allocation for Parameter-Efficient Fine-Tuning*, arXiv
+2303.10512; official code ``QingruZhang/AdaLoRA``. Where they differ, the code is followed: the
+penalty is the mean of unsquared norms (``squared=True`` gives the paper's sum of squares),
+importance is taken from the updated parameter and the gradient that updated it, steps count from 0,
+the divisor stays at the initial rank and carries 1e-5.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from toolkit.core import factored
+from toolkit.core.adapted import Adapted
+from toolkit.core.catalogue import Info, hyper, validate
+from toolkit.core.layers import LayerSpec, normal
+from toolkit.core.peft_format import PeftNames
+from toolkit.lowrank._budget import BudgetController
+from toolkit.lowrank.lora import check_rank
+
+
+@dataclass(frozen=True)
+class AdaLoRA:
+    r"""AdaLoRA's hyperparameters; builds the triplets of one layer.
+
+    A run of T steps keeps the full budget :math:`b_0` for ``warmup`` steps, shrinks it along a
+    cubic to :math:`b_T` (``target_rank`` times the number of layers, or ``total_rank``), and keeps
+    the chosen triplets for the last ``final`` steps. Call ``adapted.attach(optimizer,
+    total_steps=T)``.
+
+    Raises:
+        TypeError, ValueError: a hyperparameter of the wrong type or outside its range, or a target
+            above the initial rank.
+    """
+
+    rank: int = hyper(
+        12,
+        low=1,
+        high=256,
+        log=True,
+        help="initial rank r0 of every layer",
+        source="peft's default; official scripts 1.5 to 3 times the target",
+    )
+    target_rank: int = hyper(
+        8,
+        low=0,
+        high=256,
+        help="average rank per layer at the end",
+        source="peft's default; official scripts 1 to 8",
+    )
+    total_rank: int | None = hyper(
+        None,
+        type=int,
+        low=0,
+        high=100_000,
+        help="final number of triplets in all; overrides target_rank",
+        source="official code, target_total_rank",
+    )
+    alpha: float = hyper(
+        16.0,
+        low=0.0,
+        high=1024.0,
+        open_low=True,
+        help="numerator of the scale alpha / r0",
+        source="official scripts 16 or 32",
+    )
+    dropout: float = hyper(
+        0.0,
+        low=0.0,
+        high=1.0,
+        open_high=True,
+        help="dropout on the input of the branch",
+        source="official code",
+    )
+    orthogonality: float = hyper(
+        0.1,
+        low=0.0,
+        high=10.0,
+        help="weight gamma of the orthogonality penalty",
+        source="official scripts 0.1 to 0.3; paper from 0.1, 0.3, 0.5",
+    )
+    squared: bool = hyper(
+        False,
+        help="penalty as in the paper: squared norms, summed",
+        source="paper equation 4; the code does not square",
+    )
+    warmup: int = hyper(
+        0,
+        low=0,
+        high=1_000_000,
+        help="steps t_i at the full budget",
+        source="official scripts, by task",
+    )
+    final: int = hyper(
+        0,
+        low=0,
+        high=1_000_000,
+        help="steps t_f at the final budget",
+        source="official scripts, by task",
+    )
+    interval: int = hyper(
+        1,
+        low=1,
+        high=100_000,
+        help="steps between two allocations",
+        source="official scripts 1, 10 or 100 by task",
+    )
+    beta1: float = hyper(
+        0.85,
+        low=0.0,
+        high=1.0,
+        open_low=True,
+        open_high=True,
+        help="smoothing of the sensitivity",
+        source="paper, all tasks",
+    )
+    beta2: float = hyper(
+        0.85,
+        low=0.0,
+        high=1.0,
+        open_low=True,
+        open_high=True,
+        help="smoothing of its uncertainty",
+        source="paper, all tasks",
+    )
+    score: str = hyper(
+        "full",
+        choices=("full", "sensitivity", "magnitude"),
+        help="importance of a triplet",
+        source="paper, section 3.2 and table 4",
+    )
+
+    info: ClassVar[Info] = Info(
+        slug="adalora",
+        part="lowrank",
+        title="AdaLoRA",
+        arxiv="2303.10512",
+        year=2023,
+        code="QingruZhang/AdaLoRA",
+        equation=r"W = W_0 + \frac{\alpha}{r_0}\,P\,\mathrm{diag}(\lambda)\,Q",
+        acts_on="a low-rank difference with a shared budget of ranks",
+        count=r"r_0\,(m+n+1)",
+        inference="none once merged",
+        colour="#D55E00",
+        kinds=("linear", "hf_conv1d", "conv", "embedding", "attention"),
+    )
+    peft: ClassVar[PeftNames] = PeftNames(
+        kind="ADALORA",
+        tensors={"Q": "lora_A", "E": "lora_E", "P": "lora_B"},
+        fields={
+            "init_r": "rank",
+            "target_r": "target_rank",
+            "lora_alpha": "alpha",
+            "lora_dropout": "dropout",
+            "orth_reg_weight": "orthogonality",
+            "tinit": "warmup",
+            "tfinal": "final",
+            "deltaT": "interval",
+            "beta1": "beta1",
+            "beta2": "beta2",
+        },
+        kinds=("linear", "hf_conv1d"),
+        extra={"total_step": 1_000_000_000},
+    )
+
+    def __post_init__(self) -> None:
+        validate(self)
+        if self.total_rank is None and self.target_rank > self.rank:
+            raise ValueError(
+                f"AdaLoRA(target_rank={self.target_rank}): the target is above the initial "
+                f"rank={self.rank}; ranks only shrink, so start higher or aim lower"
+            )
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / (self.rank + 1e-5)
+
+    def build(self, spec: LayerSpec, generator: torch.Generator | None = None) -> AdaLoRALayer:
+        check_rank(self.rank, spec)
+        return AdaLoRALayer(self, spec, generator)
+
+    def count(self, spec: LayerSpec) -> int:
+        """r0 (m + n + 1) numbers for a layer of shape (m, n)."""
+        return self.rank * (spec.rows + spec.cols + 1)
+
+    def controller(
+        self, adapted: Adapted, optimizer: torch.optim.Optimizer, total_steps: int | None, **options
+    ) -> BudgetController:
+        return BudgetController(self, adapted.adapters, total_steps, **options)
+
+
+class AdaLoRALayer(nn.Module):
+    """The triplets of one layer: ``P`` (m, r), ``E`` (r, 1) for lambda, ``Q`` (r, n)."""
+
+    def __init__(self, method: AdaLoRA, spec: LayerSpec, generator: torch.Generator | None):
+        super().__init__()
+        self.spec, self.scale, self.dropout = spec, method.scale, method.dropout
+        r, m, n = method.rank, spec.rows, spec.cols
+        self.P = nn.Parameter(normal((m, r), 0.02, spec, generator))
+        self.E = nn.Parameter(torch.zeros(r, 1, dtype=spec.dtype, device=spec.device))
+        self.Q = nn.Parameter(normal((r, n), 0.02, spec, generator))
+
+    def delta(self) -> Tensor:
+        """alpha / r0 * P diag(lambda) Q, shape (m, n)."""
+        return self.scale * (self.P @ (self.E * self.Q))
+
+    def merged(self, base: nn.Module) -> dict[str, Tensor]:
+        return factored.merged(base, self.spec, self.E * self.Q, self.P, self.scale)
+
+    def forward(self, base: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return factored.apply(
+            base,
+            self.spec,
+            self.E * self.Q,
+            self.P,
+            self.scale,
+            self.dropout,
+            self.training,
+            args,
+            kwargs,
+        )
+
+    def alive(self) -> Tensor:
+        """(r,) booleans: which triplets count."""
+        return self.E.detach()[:, 0] != 0
+
+    @torch.no_grad()
+    def compact(self) -> None:
+        """Drop triplets with lambda = 0; the map and its scale stay the same."""
+        kept = self.alive()
+        self.resize({"E": self.E[kept]}, kept)
+
+    @torch.no_grad()
+    def resize(self, state: dict[str, Tensor], kept: Tensor | None = None) -> None:
+        """Take on the rank of saved tensors, which is lower after :meth:`compact`."""
+        rank = state["E"].shape[0] if "E" in state else self.E.shape[0]
+        if kept is None:
+            kept = torch.arange(self.E.shape[0], device=self.E.device) < rank
+        if int(kept.sum()) == self.E.shape[0]:
+            return
+        self.P = nn.Parameter(self.P[:, kept].contiguous())
+        self.E = nn.Parameter(self.E[kept].contiguous())
+        self.Q = nn.Parameter(self.Q[kept].contiguous())
+
+    def facts(self) -> dict[str, int]:
+        return {"rank": int(self.alive().sum())}
+
+    def extra_repr(self) -> str:
+        return f"rank={self.E.shape[0]}, scale={self.scale:g}"

@@ -1,0 +1,153 @@
+r"""LoRA: learn a low-rank difference beside a frozen weight.
+
+For a weight matrix :math:`W_0` of shape (m, n), factors :math:`B` (m, r) and :math:`A` (r, n):
+
+.. math:: W = W_0 + s\,BA, \qquad s = \alpha / r
+
+Source: Hu et al., *LoRA: Low-Rank Adaptation of Large Language Models*, arXiv 2106.09685; official
+code ``microsoft/LoRA``. Where they differ: the paper's text draws A from a Gaussian, the code from
+a Kaiming-uniform law, which is what stands here. Merging inside ``eval()``, as the code does, is an
+explicit call here.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from toolkit.core import factored
+from toolkit.core.catalogue import Info, hyper, validate
+from toolkit.core.layers import KINDS, LayerSpec, normal, uniform
+from toolkit.core.peft_format import PeftNames
+
+
+def check_rank(rank: int, spec: LayerSpec, argument: str = "rank") -> None:
+    """Raise ValueError when a layer's matrix cannot have that rank."""
+    most = min(spec.rows, spec.cols)
+    if rank > most:
+        raise ValueError(
+            f"{argument}={rank} is larger than layer {spec.name!r} allows: its matrix is "
+            f"{spec.rows} x {spec.cols}, so at most {most}. Lower {argument}, or leave the layer "
+            "out of targets"
+        )
+
+
+@dataclass(frozen=True)
+class LoRA:
+    r"""LoRA's hyperparameters; builds the factors of one layer.
+
+    The difference is :math:`\Delta W = s\,BA` with :math:`s=\alpha/r`, or :math:`\alpha/\sqrt r`
+    when ``rank_stabilised`` (rsLoRA). At the start :math:`B=0` and :math:`A` is drawn from
+    :math:`U(-1/\sqrt n, 1/\sqrt n)`, so the model is its base. Embeddings start with :math:`A=0`
+    and a normal :math:`B`, as in the official code, because a row of A is looked up there.
+
+    Raises:
+        TypeError, ValueError: a hyperparameter of the wrong type or outside its range.
+    """
+
+    rank: int = hyper(
+        4,
+        low=1,
+        high=256,
+        log=True,
+        help="rank r of the difference",
+        source="official code, examples use 4",
+    )
+    alpha: float = hyper(
+        16.0,
+        low=0.0,
+        high=1024.0,
+        open_low=True,
+        help="numerator of the scale s = alpha / r",
+        source="official examples use 16 or 32",
+    )
+    dropout: float = hyper(
+        0.0,
+        low=0.0,
+        high=1.0,
+        open_high=True,
+        help="dropout on the input of the low-rank branch",
+        source="official code, default 0",
+    )
+    rank_stabilised: bool = hyper(
+        False,
+        help="divide alpha by sqrt(r) instead of r (rsLoRA)",
+        source="rsLoRA, arXiv 2312.03732",
+    )
+
+    info: ClassVar[Info] = Info(
+        slug="lora",
+        part="lowrank",
+        title="LoRA",
+        arxiv="2106.09685",
+        year=2021,
+        code="microsoft/LoRA",
+        equation=r"W = W_0 + \frac{\alpha}{r}\,BA",
+        acts_on="a low-rank difference of the weight",
+        count=r"r\,(m+n)",
+        inference="none once merged",
+        colour="#6B7A8F",
+        kinds=KINDS,
+    )
+    peft: ClassVar[PeftNames] = PeftNames(
+        kind="LORA",
+        tensors={"A": "lora_A.weight", "B": "lora_B.weight"},
+        embedding={"A": "lora_embedding_A", "B": "lora_embedding_B"},
+        fields={
+            "r": "rank",
+            "lora_alpha": "alpha",
+            "lora_dropout": "dropout",
+            "use_rslora": "rank_stabilised",
+        },
+        kinds=("linear", "hf_conv1d", "conv", "embedding"),
+    )
+
+    def __post_init__(self) -> None:
+        validate(self)
+
+    @property
+    def scale(self) -> float:
+        """s, the factor of BA."""
+        return self.alpha / (math.sqrt(self.rank) if self.rank_stabilised else self.rank)
+
+    def build(self, spec: LayerSpec, generator: torch.Generator | None = None) -> LoRALayer:
+        check_rank(self.rank, spec)
+        return LoRALayer(self, spec, generator)
+
+    def count(self, spec: LayerSpec) -> int:
+        """r (m + n) numbers for a layer of shape (m, n)."""
+        return self.rank * (spec.rows + spec.cols)
+
+
+class LoRALayer(nn.Module):
+    """The factors of one layer: ``A`` of shape (r, n) and ``B`` of shape (m, r)."""
+
+    def __init__(self, method: LoRA, spec: LayerSpec, generator: torch.Generator | None):
+        super().__init__()
+        self.spec, self.scale, self.dropout = spec, method.scale, method.dropout
+        r, m, n = method.rank, spec.rows, spec.cols
+        if spec.kind == "embedding":
+            A, B = torch.zeros(r, n), normal((m, r), 1.0, spec, generator)
+        else:
+            A, B = uniform((r, n), 1 / math.sqrt(n), spec, generator), torch.zeros(m, r)
+        self.A = nn.Parameter(A.to(spec.device, spec.dtype))
+        self.B = nn.Parameter(B.to(spec.device, spec.dtype))
+
+    def delta(self) -> Tensor:
+        """s B A, shape (m, n)."""
+        return self.scale * (self.B @ self.A)
+
+    def merged(self, base: nn.Module) -> dict[str, Tensor]:
+        return factored.merged(base, self.spec, self.A, self.B, self.scale)
+
+    def forward(self, base: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return factored.apply(
+            base, self.spec, self.A, self.B, self.scale, self.dropout, self.training, args, kwargs
+        )
+
+    def extra_repr(self) -> str:
+        return f"rank={self.A.shape[0]}, scale={self.scale:g}"
