@@ -1,0 +1,155 @@
+"""``python -m toolkit``: list the methods, show one, or run one on a small task."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from typing import Any
+
+from toolkit.core.catalogue import Entry, Hyper, catalogue, entry
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m toolkit", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("list", help="every method, a line each")
+    show = commands.add_parser("show", help="equation, hyperparameters and costs of a method")
+    show.add_argument("slug")
+    run = commands.add_parser("run", help="train a method on the planted-rank task")
+    run.add_argument("slug")
+    run.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="hyperparameters")
+    run.add_argument("--steps", type=int, default=300)
+    run.add_argument("--lr", type=float, default=5e-3)
+    run.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args(arguments)
+    try:
+        if args.command == "list":
+            print(listing(catalogue()))
+        elif args.command == "show":
+            print(description(entry(args.slug)))
+        else:
+            found = entry(args.slug)
+            chosen = settings(found, args.set)
+            print(json.dumps(trial(found, chosen, args.steps, args.lr, args.seed), indent=2))
+    except (KeyError, TypeError, ValueError) as error:
+        print(f"error: {error.args[0]}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def listing(entries: list[Entry]) -> str:
+    width = max(len(e.slug) for e in entries)
+    return "\n".join(
+        f"{e.slug:{width}}  {e.part:9} {e.year}  {e.title}: {e.acts_on}" for e in entries
+    )
+
+
+def description(e: Entry) -> str:
+    code = f"; code {e.code}" if e.code else ""
+    lines = [
+        f"{e.title} ({e.part}/{e.slug})",
+        f"paper      arXiv {e.arxiv}, {e.year}{code}",
+        f"equation   {e.equation}",
+        f"acts on    {e.acts_on}",
+        f"trained    {e.count} per layer of shape m x n",
+        f"inference  {e.inference}",
+        f"at start   {'equals the base' if e.zero_init else 'differs from the base'}",
+        f"merges     {'yes' if e.mergeable else 'no'}",
+        f"layers     {', '.join(e.kinds)}",
+        "hyperparameters",
+    ]
+    return "\n".join(lines + [f"  {line(h)}" for h in e.hyperparameters])
+
+
+def line(h: Hyper) -> str:
+    if h.choices is not None:
+        allowed = " | ".join(map(str, h.choices))
+    elif h.type in (int, float):
+        allowed = f"{h.low:g} to {h.high:g}" if h.high is not None else f"from {h.low:g}"
+    else:
+        allowed = h.type.__name__
+    return f"{h.name} = {h.default!r}  [{allowed}]  {h.help}; source: {h.source}"
+
+
+def settings(e: Entry, pairs: list[str]) -> dict[str, Any]:
+    """``rank=4`` -> {"rank": 4}, typed by the hyperparameter's declaration."""
+    known = {h.name: h for h in e.hyperparameters}
+    chosen: dict[str, Any] = {}
+    for pair in pairs:
+        name, separator, text = pair.partition("=")
+        if not separator or name not in known:
+            raise ValueError(f"--set {pair}: write NAME=VALUE with a NAME of {sorted(known)}")
+        h = known[name]
+        try:
+            chosen[name] = None if h.optional and text == "None" else parse(h, text)
+        except ValueError as error:
+            raise ValueError(f"--set {pair}: {name} must be {h.type.__name__}") from error
+    return chosen
+
+
+def parse(h: Hyper, text: str) -> Any:
+    if h.type is bool:
+        if text not in ("True", "False"):
+            raise ValueError(text)
+        return text == "True"
+    return h.type(text)
+
+
+def trial(e: Entry, chosen: dict[str, Any], steps: int, lr: float, seed: int) -> dict[str, Any]:
+    """Adapt a small network to a teacher that differs from it by low-rank matrices.
+
+    Returns:
+        Hyperparameters, test error before and after (mean squared error over the teacher's
+        variance), the four costs, and what the adapters report of themselves.
+    """
+    import torch
+
+    from toolkit.core.adapted import adapt
+    from toolkit.core.data import planted_teacher
+
+    if steps < 1:
+        raise ValueError(f"--steps {steps}: train for at least one step")
+    if not hasattr(e.method, "build"):
+        raise ValueError(f"{e.slug} adapts no model, so it has no run here; read its chapter")
+    names = {h.name for h in e.hyperparameters}
+    # a task of 36 to 48 units with schedules cut to the run: defaults are meant for large models
+    small = {"rank": 6, "target_rank": 2, "warmup": steps // 8, "final": steps // 3}
+    defaults = {k: v for k, v in small.items() if k in names}
+    method = e.method(**(defaults | chosen))
+    draw = torch.Generator().manual_seed(seed)
+    student, teacher = planted_teacher(generator=draw)
+    held_out = torch.randn(2048, student[0].in_features, generator=draw)
+    target = teacher(held_out).detach()
+
+    @torch.no_grad()
+    def error() -> float:
+        return float((student(held_out) - target).square().mean() / target.var())
+
+    before = error()
+    adapted = adapt(student, method, generator=draw)
+    optimizer = torch.optim.Adam(adapted.parameters(), lr=lr)
+    decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
+    adapted.attach(optimizer, total_steps=steps)
+    for _ in range(steps):
+        x = torch.randn(128, student[0].in_features, generator=draw)
+        optimizer.zero_grad()
+        (student(x) - teacher(x).detach()).square().mean().backward()
+        optimizer.step()
+        decay.step()
+    rows = adapted.report()
+    return {
+        "method": e.slug,
+        "hyperparameters": dataclasses.asdict(method),
+        "error_before": round(before, 6),
+        "error_after": round(error(), 6),
+        "costs": adapted.costs(),
+        "ranks": dict(zip(rows["layer"], rows["rank"].tolist(), strict=True))
+        if "rank" in rows
+        else None,
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
