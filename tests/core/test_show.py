@@ -1,0 +1,403 @@
+"""Figures carry their description, controls follow their declaration, explorers answer."""
+
+import asyncio
+import html.parser
+import json
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+
+import matplotlib
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+
+from toolkit.core import show
+from toolkit.core.catalogue import catalogue, hyper
+from toolkit.core.controls import WIDGET
+
+matplotlib.use("Agg")
+
+
+@dataclass(frozen=True)
+class Method:
+    """A stand-in method with one hyperparameter of each kind."""
+
+    rank: int = hyper(8, low=1, high=64, help="rank of the difference")
+    rate: float = hyper(1e-3, low=1e-5, high=1e-1, log=True, help="learning rate")
+    decay: float = hyper(0.5, low=0.0, high=1.0, open_low=True, help="share kept")
+    score: str = hyper("sensitivity", choices=("sensitivity", "magnitude"), help="importance")
+    orthogonal: bool = hyper(True, help="penalty on or off")
+    warmup: int = hyper(None, type=int, low=0, high=100, help="steps before the first cut")
+    free: float = hyper(1.0, help="has no range")
+
+
+FIELDS = ["rank", "rate", "decay", "score", "orthogonal", "warmup"]
+
+
+def words(**values):
+    return f"<p>{values}</p>"
+
+
+def simple_figure():
+    import matplotlib.pyplot as plt
+
+    fig, ax = plt.subplots()
+    ax.plot([0, 1], [0, 1])
+    return fig
+
+
+# ---------------------------------------------------------------- style, colours, figures
+def test_every_method_and_baseline_has_a_colour_and_a_name():
+    slugs = [*show.BASELINES, *(entry.slug for entry in catalogue())]
+    for slug in slugs:
+        assert re.fullmatch(r"#[0-9A-Fa-f]{6}", show.colour(slug))
+        assert show.label(slug)
+        assert show.look(slug)["color"] == show.colour(slug)
+    assert show.colour("full") == "#000000"
+    assert show.colour("lora") == "#6B7A8F"
+    looks = {tuple(show.look(slug).items()) for slug in slugs}
+    assert len(looks) == len(slugs)
+
+
+def test_unknown_colour_suggests_the_nearest():
+    with pytest.raises(KeyError, match="did you mean 'adalora'"):
+        show.colour("adalor")
+
+
+def test_figures_are_legible_on_a_phone():
+    with matplotlib.rc_context():
+        show.style()
+        width = matplotlib.rcParams["figure.figsize"][0] * 72
+        for name in ("font.size", "xtick.labelsize", "legend.fontsize", "axes.labelsize"):
+            assert matplotlib.rcParams[name] * 350 / width >= 9.0  # pixels on 350 pixels
+
+
+def test_figure_html_is_whole_described_and_repeatable():
+    import matplotlib.pyplot as plt
+
+    first = show.figure_html(simple_figure(), 'A "rising" line', caption="One & only")
+    assert first == show.figure_html(simple_figure(), 'A "rising" line', caption="One & only")
+    assert 'alt="A &quot;rising&quot; line"' in first
+    assert "<figcaption>One &amp; only</figcaption>" in first
+    assert "data:image/svg+xml;base64," in first
+    assert "http" not in first
+    assert plt.get_fignums() == []
+    assert repr(show.figure(simple_figure(), "A line")) == "[A line]"
+
+
+def test_a_crowded_figure_becomes_a_png():
+    fig = simple_figure()
+    x = np.random.default_rng(0).normal(size=(2, 20_000))
+    fig.axes[0].scatter(*x)
+    assert "data:image/png;base64," in show.figure_html(fig, "Many points")
+
+
+def test_a_figure_needs_a_description():
+    with pytest.raises(ValueError, match="alt is empty"):
+        show.figure(simple_figure(), " ")
+
+
+# ---------------------------------------------------------------- controls
+def test_controls_follow_the_declaration():
+    import ipywidgets
+
+    made = show.controls(Method, words, FIELDS, alt="Words.")
+    kinds = {name: type(widget) for name, widget in made.widgets.items()}
+    assert kinds == {
+        "rank": ipywidgets.IntSlider,
+        "rate": ipywidgets.FloatLogSlider,
+        "decay": ipywidgets.FloatSlider,
+        "score": ipywidgets.Dropdown,
+        "orthogonal": ipywidgets.Checkbox,
+        "warmup": ipywidgets.IntSlider,
+    }
+    assert made.values == {
+        "rank": 8,
+        "rate": 1e-3,
+        "decay": 0.5,
+        "score": "sensitivity",
+        "orthogonal": True,
+        "warmup": 50,
+    }
+    assert (made.widgets["rank"].min, made.widgets["rank"].max) == (1, 64)
+    assert made.widgets["decay"].min == pytest.approx(0.02)  # zero itself is not allowed
+    assert made.widgets["rate"].min == pytest.approx(-5)
+    assert made.widgets["rank"].description == "rank"
+    assert made.widgets["rank"].tooltip == "rank of the difference"
+
+
+def test_controls_work_for_every_method_of_the_catalogue():
+    for entry in catalogue():
+        names = [h.name for h in entry.hyperparameters]
+        wide = {
+            h.name: (1, 100)
+            for h in entry.hyperparameters
+            if h.choices is None and h.type is not bool and None in (h.low, h.high)
+        }
+        made = show.controls(entry.method, words, names, wide, alt="Words.")
+        entry.method(**{n: v for n, v in made.values.items() if n not in wide})
+
+
+def test_moving_a_control_updates_the_panel():
+    made = show.controls(
+        Method, words, ["rank"], {"width": (0.0, 1.0), "kind": ["a", "b"]}, alt="Words.", seed=3
+    )
+    assert made.shown == words(rank=8, width=0.5, kind="a", seed=3)
+    made.widgets["rank"].value = 9
+    assert made.shown == made._panel.value == words(rank=9, width=0.5, kind="a", seed=3)
+
+
+def test_an_error_is_shown_in_the_panel_and_the_next_move_recovers():
+    def update(rank):
+        if rank > 8:
+            raise ValueError("rank <9> is too large")
+        return words(rank=rank)
+
+    made = show.controls(Method, update, ["rank"], alt="Words.")
+    made.widgets["rank"].value = 9
+    assert "ValueError: rank &lt;9&gt; is too large" in made._panel.value
+    made.widgets["rank"].value = 2
+    assert made._panel.value == words(rank=2)
+
+
+def test_quick_moves_are_drawn_once():
+    calls = []
+
+    def update(rank):
+        calls.append(rank)
+        return words(rank=rank)
+
+    async def drag():
+        made = show.controls(Method, update, ["rank"], alt="Words.", delay=0.05)
+        for rank in (9, 10, 11, 12):
+            made.widgets["rank"].value = rank
+        assert calls == [8]
+        while made._waiting is not None:
+            await asyncio.sleep(0.01)
+
+    asyncio.run(drag())
+    assert calls == [8, 12]
+
+
+def test_output_shows_a_figure_without_a_kernel_and_a_widget_with_one(monkeypatch):
+    made = show.controls(Method, lambda rank: simple_figure(), ["rank"], alt="A rising line")
+    bundle = made._repr_mimebundle_()
+    assert bundle[WIDGET]["model_id"] == made.box.model_id
+    assert 'alt="A rising line"' in bundle["text/html"]
+    assert "rank = 8" in bundle["text/html"]
+    assert "live notebook" in bundle["text/html"]
+    monkeypatch.setitem(sys.modules, "google.colab", object())
+    assert "text/html" not in made._repr_mimebundle_()
+
+
+def test_without_ipywidgets_the_first_figure_still_shows(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ipywidgets", None)
+    bundle = show.controls(Method, words, ["rank"], alt="Words.")._repr_mimebundle_()
+    assert WIDGET not in bundle
+    assert "Install ipywidgets" in bundle["text/html"]
+    assert words(rank=8) in bundle["text/html"]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ({"fields": ["rnak"]}, "rnak"),
+        ({"fields": ["free"]}, r"free has no range .*ranges=\{'free'"),
+        ({"fields": ["rank"], "ranges": {"rank": (9, 3)}}, "rank has no range"),
+        ({"fields": ["rank"], "ranges": {"rank": []}}, "empty"),
+        ({"fields": ["rank"], "start": {"rank": 65}}, "outside"),
+        ({"fields": ["score"], "start": {"score": "luck"}}, "outside"),
+        ({"fields": []}, "start name"),
+        ({"fields": ["rank"], "alt": ""}, "alt is empty"),
+    ],
+)
+def test_bad_controls_are_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        show.controls(Method, words, **{"alt": "Words."} | call)
+
+
+def test_an_update_that_shows_nothing_is_refused():
+    with pytest.raises(TypeError, match="update returned int"):
+        show.controls(Method, lambda rank: rank, ["rank"], alt="Words.")
+
+
+def test_controls_run_headless_under_papermill(tmp_path):
+    source = (
+        "from toolkit.core import show\nfrom IPython.display import display\n"
+        "moved = show.controls(None, lambda rank: f'<p>rank is {rank}</p>',\n"
+        "                      ranges={'rank': (1, 8)}, alt='The rank.')\n"
+        "display(moved)\nmoved.widgets['rank'].value = 7\n"
+    )
+    cells = [
+        nbformat.v4.new_code_cell(source),
+        nbformat.v4.new_code_cell(
+            "import asyncio\nawait asyncio.sleep(0.5)\nprint(moved._panel.value)"
+        ),
+    ]
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), tmp_path / "in.ipynb")
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "papermill",
+            "in.ipynb",
+            "out.ipynb",
+            "--execution-timeout",
+            "60",
+            "--no-progress-bar",
+        ],
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+        timeout=120,
+    )
+    done = nbformat.read(tmp_path / "out.ipynb", as_version=4)
+    data = done.cells[0].outputs[0]["data"]
+    assert "<p>rank is 4</p>" in data["text/html"]
+    assert WIDGET in data
+    assert done.cells[1].outputs[0]["text"] == "<p>rank is 7</p>\n"
+
+
+# ---------------------------------------------------------------- explorers
+def grid():
+    rows = [
+        (budget, score, method, rank, budget + rank / 8 + (method == "lora"))
+        for budget in (2, 4, 6)
+        for score in ("a", "b")
+        for method in ("lora", "other")
+        for rank in (1, 2, 8)
+    ]
+    frame = pd.DataFrame(rows, columns=["budget", "score", "method", "rank", "loss"])
+    return frame.assign(low=frame.loss - 0.1, high=frame.loss + 0.1)
+
+
+def explore(frame=None, **change):
+    call = {
+        "x": "rank",
+        "y": "loss",
+        "series": "method",
+        "controls": ["budget", "score"],
+        "title": "Loss </script> & rank",
+        "alt": "Lines of loss.",
+        "band": ("low", "high"),
+    }
+    return show.explorer(grid() if frame is None else frame, **(call | change))
+
+
+def test_even_numbers_get_a_slider_and_the_rest_a_list():
+    spec = explore(start={"score": "b"}, labels={"budget": "final budget"}).spec
+    slider, choice = spec["params"]
+    assert slider["bind"] == {
+        "input": "range",
+        "min": 2,
+        "max": 6,
+        "step": 2,
+        "name": "final budget",
+    }
+    assert slider["value"] == 4
+    assert choice["bind"] == {"input": "select", "options": ["a", "b"], "name": "score"}
+    assert choice["value"] == "b"
+    uneven = explore(controls=["rank", "score"], x="budget").spec["params"][0]
+    assert uneven["bind"]["input"] == "select"
+    assert uneven["bind"]["options"] == [1, 2, 8]
+
+
+def test_the_chart_holds_every_row_and_the_colours_of_the_book():
+    spec = explore().spec
+    assert len(spec["data"]["values"]) == len(grid())
+    scale = spec["layer"][0]["encoding"]["color"]["scale"]
+    assert scale["domain"] == ["LoRA", "other"]
+    assert scale["range"][0] == show.colour("lora")
+    assert scale["range"][1] not in (show.colour("lora"), None)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"band": None},
+        {"series": None, "controls": ["budget", "score", "method"]},
+        {"x": "score", "controls": ["budget", "rank"]},
+        {"log_x": True, "log_y": True},
+        {"x": "method", "controls": ["budget", "rank", "score"]},
+        {
+            "controls": ["method"],
+            "series": "budget",
+            "x": "score",
+            "frame": grid().query("rank == 1"),
+        },
+    ],
+)
+def test_every_form_compiles_without_a_warning(change, capfd):
+    vl_convert = pytest.importorskip("vl_convert")
+    spec = explore(**change).spec
+    made = vl_convert.vegalite_to_svg(dict(spec, width=400))
+    assert made.count('aria-roledescription="') > 3
+    assert "WARN" not in "".join(capfd.readouterr())
+
+
+class Blocks(html.parser.HTMLParser):
+    """Collects the tags and the data of a block."""
+
+    def __init__(self):
+        super().__init__()
+        self.tags, self.data, self.inside = [], "", False
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.inside = ("class", "explorer-spec") in attrs
+
+    def handle_endtag(self, tag):
+        self.inside = self.inside and tag != "script"
+
+    def handle_data(self, data):
+        self.data += data if self.inside else ""
+
+
+def test_the_recorded_block_is_data_and_table_only(monkeypatch, tmp_path):
+    monkeypatch.setenv("TOOLKIT_RESULTS", str(tmp_path))
+    made = explore()
+    page = made._repr_html_()
+    blocks = Blocks()
+    blocks.feed(page)
+    assert json.loads(blocks.data) == json.loads(json.dumps(made.spec))
+    assert blocks.tags.count("script") == 1
+    assert blocks.tags.count("tr") == len(grid()) + 1
+    assert 'src="' not in page
+    assert "<details" in page
+    assert 'aria-label="Loss &lt;/script&gt; &amp; rank"' in page
+    assert '<th scope="col">budget</th>' in page
+
+
+def test_a_live_notebook_gets_the_runtime(monkeypatch):
+    monkeypatch.delenv("TOOLKIT_RESULTS", raising=False)
+    pytest.importorskip("vl_convert")
+    page = explore()._repr_html_()
+    assert "window.vegaEmbed=" in page
+    assert "explorerRuntime =" not in page
+    monkeypatch.setitem(sys.modules, "google.colab", object())
+    page = explore()._repr_html_()
+    assert len(page) < 60_000
+    assert "vega-embed@7" in page
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"alt": ""}, "title and alt"),
+        ({"y": "lost"}, "lacks"),
+        ({"frame": grid().iloc[:0]}, "rows"),
+        ({"frame": grid().assign(loss=np.nan)}, "holds nan"),
+        ({"frame": pd.concat([grid(), grid()])}, "several rows"),
+        ({"controls": ["budget"]}, "several rows"),
+        ({"frame": grid().query("not (budget == 2 and score == 'a')")}, "no row for"),
+        ({"start": {"score": "c"}}, "choose one of"),
+    ],
+)
+def test_bad_grids_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        explore(**change)
