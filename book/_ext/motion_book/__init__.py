@@ -1,0 +1,27 @@
+"""The book's own Sphinx extension: everything a page needs lies beside it, and two tables that
+write themselves.
+
+- :mod:`motion_book.assets`: page scripts, styles, the chart runtime and MathJax, all local.
+- :mod:`motion_book.repository`: the repository's address, read from ``pyproject.toml``.
+- :mod:`motion_book.tables`: the directives ``method-map`` and ``claims-ledger``.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from typing import Any
+
+from sphinx.application import Sphinx
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    """Register the extension with Sphinx."""
+    if importlib.util.find_spec("toolkit") is None:  # a checkout whose toolkit is not installed
+        sys.path.insert(0, str(app.srcdir))
+    from motion_book import assets, repository, tables
+
+    assets.setup(app)
+    repository.setup(app)
+    tables.setup(app)
+    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

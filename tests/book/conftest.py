@@ -1,0 +1,71 @@
+"""A browser, the built book on a local port, and a toy book to try the checks on."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.book.page_checks import ARGUMENTS, served
+
+ROOT = Path(__file__).resolve().parents[2]
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+SOURCES = ("_config.yml", "_toc.yml", "pyproject.toml", "book", "toolkit")
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """A headless browser for the whole run; tests are skipped only where none is installed."""
+    found = next(filter(None, map(shutil.which, NAMES)), None)
+    if found is None:
+        pytest.skip(f"no browser is installed (looked for {', '.join(NAMES)})")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        running = driver.chromium.launch(executable_path=found, args=list(ARGUMENTS))
+        yield running
+        running.close()
+
+
+@pytest.fixture(scope="session")
+def site():
+    """Address of the book itself, rendered anew if a source is newer than the pages."""
+    pages, stamp = ROOT / "_build" / "html", ROOT / "_build" / ".pages-rendered"
+    if not stamp.is_file() or not pages.is_dir() or _newest() > stamp.stat().st_mtime:
+        begun = _newest()
+        done = subprocess.run(
+            [sys.executable, "-m", "book.engine", "render"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=280,
+        )
+        if done.returncode:
+            pytest.fail(f"rendering the book failed:\n{(done.stdout + done.stderr)[-4000:]}")
+        stamp.touch()
+        if _newest() > begun:  # a source changed meanwhile: the next run renders again
+            stamp.unlink()
+    with served(pages) as origin:
+        yield origin
+
+
+def _newest() -> float:
+    files = [ROOT / name for name in SOURCES if (ROOT / name).is_file()]
+    for name in SOURCES:
+        files += [
+            p for p in (ROOT / name).rglob("*") if p.is_file() and "__pycache__" not in p.parts
+        ]
+    return max(file.stat().st_mtime for file in files)
+
+
+@pytest.fixture(scope="session")
+def toy(tmp_path_factory):
+    """Address of the toy book."""
+    from tests.book import site_toy
+
+    pages = site_toy.build(site_toy.make(tmp_path_factory.mktemp("toy")))
+    with served(pages) as origin:
+        yield origin

@@ -1,0 +1,163 @@
+"""What every rendered page must satisfy, as functions that return what is wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import http.server
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+WIDTHS = (1280, 390)
+ARGUMENTS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+# What a page is, read in the browser. A hidden copy of the title exists for print only.
+FACTS = """() => {
+  const seen = (e) => e.checkVisibility({visibilityProperty: true, opacityProperty: true});
+  const wide = [...document.querySelectorAll("body *")].filter((e) => {
+    if (!seen(e) || e.getBoundingClientRect().right <= innerWidth + 1) return false;
+    for (let p = e.parentElement; p; p = p.parentElement)
+      if (getComputedStyle(p).overflowX !== "visible") return false;
+    return true;
+  });
+  return {
+    titles: [...document.querySelectorAll("h1")].filter(seen).length,
+    unnamed: [...document.images].filter((i) => !(i.getAttribute("alt") || "").trim())
+      .map((i) => i.src.slice(0, 80)),
+    broken: [...document.images].filter((i) => i.complete && i.naturalWidth === 0)
+      .map((i) => i.src.slice(0, 80)),
+    overflow: document.scrollingElement.scrollWidth - innerWidth,
+    wide: wide.slice(0, 3).map((e) => e.tagName + "." + e.className),
+    formulas: document.querySelectorAll(".bd-article .math").length,
+    drawn: document.querySelectorAll(".bd-article .math mjx-container").length,
+    faulty: document.querySelectorAll("mjx-merror, [data-mjx-error]").length,
+    explorers: [...document.querySelectorAll(".explorer")].map((e) => e.dataset.state || "none"),
+  };
+}"""
+
+
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:
+        """Say nothing: tests have their own report."""
+
+
+@contextlib.contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """Serve a folder on this machine and yield its address, ending in a slash."""
+    handler = functools.partial(_Quiet, directory=str(folder))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@dataclass
+class Visit:
+    """A page in the browser with everything it did wrong."""
+
+    page: Any
+    outside: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+    console: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+
+    def problems(self) -> list[str]:
+        """Everything wrong with the page, in words; an empty list for a good one."""
+        found = [f"asks another site: {url}" for url in self.outside]
+        found += [f"request failed: {url}" for url in self.failed]
+        found += [f"console: {text}" for text in self.console]
+        found += [f"script error: {text}" for text in self.errors]
+        facts = self.page.evaluate(FACTS)
+        if facts["titles"] != 1:
+            found.append(f"has {facts['titles']} visible h1 headings instead of one")
+        found += [f"image without alt text: {source}" for source in facts["unnamed"]]
+        found += [f"image does not load: {source}" for source in facts["broken"]]
+        if facts["overflow"] > 0 or facts["wide"]:
+            found.append(f"wider than the window by {facts['overflow']} px: {facts['wide']}")
+        if facts["drawn"] < facts["formulas"] or facts["faulty"]:
+            found.append(
+                f"{facts['drawn']} of {facts['formulas']} formulas drawn, "
+                f"{facts['faulty']} with errors"
+            )
+        found += [f"explorer is {state}" for state in facts["explorers"] if state != "drawn"]
+        return found
+
+
+@contextlib.contextmanager
+def visit(
+    browser: Any,
+    origin: str,
+    path: str,
+    width: int = 1280,
+    *,
+    scripts: bool = True,
+    block: str = "",
+) -> Iterator[Visit]:
+    """Open a page; whatever leaves ``origin`` is stopped and recorded.
+
+    Args:
+        browser: A running browser.
+        origin: The site's address, ending in a slash.
+        path: The page below it.
+        width: Width of the window in pixels.
+        scripts: Whether JavaScript runs.
+        block: Part of an address that is refused, to see what the page does without it.
+    """
+    context = browser.new_context(
+        viewport={"width": width, "height": 900}, java_script_enabled=scripts
+    )
+    seen = Visit(context.new_page())
+
+    def answer(route: Any) -> None:
+        url = route.request.url
+        if not url.startswith((origin, "data:", "blob:")):
+            seen.outside.append(url)
+            route.abort()
+        elif block and block in url:
+            route.abort()
+        else:
+            route.continue_()
+
+    context.route("**/*", answer)
+    page = seen.page
+    page.on("console", lambda m: m.type in ("error", "warning") and seen.console.append(m.text))
+    page.on("pageerror", lambda error: seen.errors.append(str(error)))
+    page.on("requestfailed", lambda request: seen.failed.append(request.url))
+    page.on("response", lambda r: r.status >= 400 and seen.failed.append(f"{r.status} {r.url}"))
+    try:
+        page.goto(origin + path, wait_until="load")
+        if scripts:
+            page.wait_for_function(
+                "() => !window.MathJax || !MathJax.startup || !MathJax.startup.promise"
+                " || MathJax.startup.promise.then(() => true)"
+            )
+            page.wait_for_function(
+                "() => [...document.querySelectorAll('.explorer')]"
+                ".every((e) => ['drawn', 'failed'].includes(e.dataset.state))"
+            )
+            page.wait_for_load_state("networkidle")
+        yield seen
+    finally:
+        context.close()
+
+
+def drawing(block: Any) -> str:
+    """The marks of an explorer as drawn, so that a change of the chart is seen as one."""
+    marks = block.locator(".explorer-chart svg .role-mark")  # not the legend
+    return marks.evaluate_all("found => found.map((e) => e.innerHTML).join('')")
