@@ -23,8 +23,8 @@ check: $(READY)
 notebooks: $(READY) ## every recorded chapter again, at ci scale
 	TOOLKIT_SCALE=ci $(BIN)/python -m pytest -p no:cacheprovider --nbval-lax --nbval-cell-timeout 120 book/notebooks
 
-chapter: $(READY) ## make chapter NAME=adalora SCALE=cpu
-	$(RUN) run $(NAME) $(if $(SCALE),--scale $(SCALE)) --force
+chapter: $(READY) ## make chapter NAME=adalora SCALE=cpu, with FORCE=1 to run a fresh one again
+	$(RUN) run $(NAME) $(if $(SCALE),--scale $(SCALE)) $(if $(FORCE),--force)
 
 list: $(READY) ## what is stale, and why
 	$(RUN) list
