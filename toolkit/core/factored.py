@@ -31,12 +31,14 @@ class _LowRankLinear(torch.autograd.Function):
         y = F.linear(flat, weight, bias)
         y.addmm_(u, B.T, alpha=s)
         ctx.s = s
-        ctx.save_for_backward(flat, weight, A, B, u)
+        # x itself: a reshaped x made here would be cut off from the graph under double backward
+        ctx.save_for_backward(x, weight, A, B, u)
         return y.view(*x.shape[:-1], y.shape[-1])
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        x, weight, A, B, u = ctx.saved_tensors
+        given, weight, A, B, u = ctx.saved_tensors
+        x = given.reshape(-1, given.shape[-1])
         if torch.is_grad_enabled():
             # Under double backward u must carry its own graph.
             u = x @ A.T
@@ -46,7 +48,7 @@ class _LowRankLinear(torch.autograd.Function):
         gu = F.linear(g, B.T.contiguous()) * ctx.s
         gx = gb = gA = gB = None
         if ctx.needs_input_grad[0]:
-            gx = (g @ weight).addmm_(gu, A).view(*grad.shape[:-1], x.shape[-1])
+            gx = (g @ weight).addmm_(gu, A).view(given.shape)
         if ctx.needs_input_grad[2]:
             gb = g.sum(0)
         if ctx.needs_input_grad[3]:

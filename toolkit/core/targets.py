@@ -70,6 +70,10 @@ def _as_list(targets: Any) -> list[Any]:
         return []
     if isinstance(targets, str | type) or callable(targets):
         return [targets]
+    if not isinstance(targets, Iterable):
+        raise TypeError(
+            f"targets={targets!r}: pass name patterns, layer types or a callable (name, module)"
+        )
     return list(targets)
 
 
