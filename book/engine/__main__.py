@@ -1,0 +1,239 @@
+"""The engine's command line: ``python -m book.engine --help``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import joblib
+import psutil
+
+from book.engine import course, site
+from book.engine.plan import RULES, Failure, Task, assess, cuda_available, without_gpu
+from book.engine.progress import report
+from book.engine.project import EngineError, Project, check_scale
+from book.engine.schedule import Budget, run_tasks
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    options = parser().parse_args(arguments)
+    project = Project(options.root.resolve())
+    try:
+        return options.command(project, options)
+    except EngineError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; finished chapters are kept, run again to go on", file=sys.stderr)
+        return 130
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = argparse.ArgumentParser(prog="python -m book.engine", description=__doc__)
+    commands = top.add_subparsers(required=True, metavar="command")
+
+    def command(name: str, function: Callable, words: str, epilog: str = ""):
+        new = commands.add_parser(
+            name,
+            help=words,
+            description=words,
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        new.add_argument("--root", type=Path, default=ROOT, help="the project's folder")
+        new.set_defaults(command=function)
+        return new
+
+    for name, function, words in (
+        ("run", run, "execute the stale chapters"),
+        ("build", build, "execute the stale chapters, then render the site to _build/html"),
+    ):
+        new = command(name, function, words, RULES)
+        _run_options(new)
+        if name == "run":
+            new.add_argument("--list", action="store_true", help="show what is stale and why")
+        else:
+            new.add_argument("--all", action="store_true", help="render every page anew")
+    listing = command("list", show, "show what is stale and why", RULES)
+    _chapter_options(listing)
+    rendering = command("render", render, "render the recorded pages to _build/html")
+    rendering.add_argument("--all", action="store_true", help="render every page anew")
+    command("course", make_course, "write student and instructor notebooks to _build/course")
+    serving = command("serve", serve, "show the rendered site on a local port")
+    serving.add_argument("--port", type=int, default=8000, help="default 8000; 0 takes a free one")
+    return top
+
+
+def _chapter_options(new: argparse.ArgumentParser) -> None:
+    new.add_argument("names", nargs="*", metavar="NAME", help="chapters (slugs); default all")
+    new.add_argument("--scale", type=_scale, metavar="SCALE", help="ci, cpu or gpu")
+    new.add_argument("--force", action="store_true", help="run fresh chapters too")
+
+
+def _run_options(new: argparse.ArgumentParser) -> None:
+    _chapter_options(new)
+    cores = joblib.cpu_count()
+    new.add_argument(
+        "--jobs",
+        type=_positive,
+        default=max(1, cores // 2),
+        help="chapters at once; the cores are shared out as threads",
+    )
+    new.add_argument(
+        "--memory",
+        type=_amount,
+        metavar="GIB",
+        help="memory for all chapters at once; default 90%% of what is free",
+    )
+    new.add_argument(
+        "--gpu-memory",
+        type=_amount,
+        metavar="GIB",
+        help="GPU memory for all at once; default 90%% of what is free",
+    )
+    new.add_argument(
+        "--cell-timeout", type=_positive, metavar="S", help="default 300 at ci, 1800 at cpu and gpu"
+    )
+    new.add_argument(
+        "--timeout",
+        type=_positive,
+        metavar="S",
+        help="for one chapter; default 900 at ci, 7200 at cpu and gpu",
+    )
+    new.add_argument(
+        "--grace",
+        type=_amount,
+        default=20.0,
+        metavar="S",
+        help="time beyond the cell timeout before a cell is ended by force",
+    )
+
+
+def _scale(word: str) -> str:
+    try:
+        return check_scale(word)
+    except EngineError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _positive(word: str) -> int:
+    if not word.isdigit() or int(word) < 1:
+        raise argparse.ArgumentTypeError(f"{word!r} is not a whole number above 0")
+    return int(word)
+
+
+def _amount(word: str) -> float:
+    try:
+        value = float(word)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{word!r} is not a number above 0")
+    return value
+
+
+def run(project: Project, options: argparse.Namespace) -> int:
+    """``run``: execute what is stale; 1 when a chapter failed."""
+    if options.list:
+        return show(project, options)
+    failures = _execute(project, options)
+    report(failures, print)
+    return 1 if failures else 0
+
+
+def build(project: Project, options: argparse.Namespace) -> int:
+    """``build``: execute what is stale and render, also when a chapter failed."""
+    failures = _execute(project, options)
+    try:
+        render(project, options)
+    finally:
+        report(failures, print)
+    return 1 if failures else 0
+
+
+def _execute(project: Project, options: argparse.Namespace) -> list[Failure]:
+    chapters = project.select(options.names)
+    if options.scale == "gpu" and not cuda_available():
+        raise EngineError("--scale gpu needs a GPU that PyTorch sees; use --scale cpu here")
+    tasks, failures = assess(project, chapters, scale=options.scale, force=options.force)
+    on_gpu = any(t.scale == "gpu" and t.action == "record" for t in tasks)
+    gpu_memory = options.gpu_memory or 0.0
+    if on_gpu and not cuda_available():
+        without_gpu(tasks)
+    elif on_gpu and not options.gpu_memory:
+        import torch
+
+        gpu_memory = 0.9 * torch.cuda.mem_get_info()[0] / 2**30
+    for task in tasks:
+        if task.note:
+            print(f"{task.chapter.name}: {task.note}")
+    budget = Budget(
+        jobs=options.jobs,
+        memory=options.memory or 0.9 * psutil.virtual_memory().available / 2**30,
+        gpu_memory=gpu_memory,
+        cores=joblib.cpu_count(),
+        cell_timeout=options.cell_timeout,
+        timeout=options.timeout,
+        grace=options.grace,
+    )
+    if not any(t.action != "keep" for t in tasks):
+        print(f"{len(tasks)} chapters looked at, nothing to run")
+    return failures + run_tasks(tasks, project, budget, print, options.force)
+
+
+def show(project: Project, options: argparse.Namespace) -> int:
+    """``list``: each chapter, the scale of its page, and why it is stale."""
+    tasks, failures = assess(
+        project, project.select(options.names), scale=options.scale, force=options.force
+    )
+    width = max((len(c.name) for c in project.chapters.values()), default=0)
+    for task in tasks:
+        print(f"{task.chapter.name:{width}}  {_state(task)}")
+    for failure in failures:
+        print(f"{failure.chapter:{width}}  broken: {failure.message}")
+    for page in project.orphans():
+        print(f"{page.relative_to(project.root)}: its source is gone, remove it")
+    return 1 if failures else 0
+
+
+def _state(task: Task) -> str:
+    page = f"page at {task.recorded['scale']}" if task.recorded else "no page"
+    if task.note or not task.reasons:
+        return f"fresh ({page})" + (f"; {task.note}" if task.note else "")
+    does = "its text will be refreshed" if task.action == "refresh" else f"to run at {task.scale}"
+    return f"stale ({page}, {does}): {'; '.join(task.reasons)}"
+
+
+def render(project: Project, options: argparse.Namespace) -> int:
+    """``render``: the site from the pages as they are."""
+    first = site.render(project, print, everything=options.all)
+    print(f"open {first.as_uri()}\n  or run `python -m book.engine serve`")
+    return 0
+
+
+def make_course(project: Project, options: argparse.Namespace) -> int:
+    """``course``: student and instructor notebooks."""
+    sys.path.insert(0, str(project.root))  # the checks import the project's toolkit
+    course.build(project, print)
+    return 0
+
+
+def serve(project: Project, options: argparse.Namespace) -> int:
+    """``serve``: until Ctrl-C."""
+    with site.server(project, options.port) as running:
+        print(f"http://127.0.0.1:{running.server_address[1]}/  (Ctrl-C ends it)", flush=True)
+        try:
+            running.serve_forever()
+        except KeyboardInterrupt:
+            print()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

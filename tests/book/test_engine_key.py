@@ -1,0 +1,195 @@
+"""What makes a page stale: exactly what it depends on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from book.engine.key import differences, parts
+from book.engine.plan import assess
+from book.engine.project import EngineError, Project
+from book.engine.source import read
+from book.engine.trace import Tracer
+from tests.book.engine_toy import Toy
+
+
+@pytest.fixture
+def toy(tmp_path: Path) -> Toy:
+    return Toy(tmp_path)
+
+
+ONE = "toolkit/alpha/one.py"
+TWO = "toolkit/alpha/two.py"
+
+
+def methods(toy: Toy, *cells: str) -> set[str]:
+    found = Tracer(toy.root).modules(cells)
+    return {path for path in found if path.startswith("toolkit/") and "__init__" not in path}
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ("import numpy", set()),
+        ("import toolkit", set()),
+        ("from toolkit import adapt", {"toolkit/core/adapted.py", "toolkit/core/layers.py"}),
+        ("import toolkit as t\nt.adapt()", {"toolkit/core/adapted.py", "toolkit/core/layers.py"}),
+        ("from toolkit import One", {ONE}),
+        ("from toolkit import Two", {TWO, ONE}),
+        ("import toolkit\ntoolkit.Two()", {TWO, ONE}),
+        ("import toolkit\ntoolkit.alpha.one.One()", {ONE}),
+        ("import toolkit.alpha.one", {ONE}),
+        ("from toolkit.alpha.two import Two", {TWO, ONE}),
+        ("from toolkit.alpha import one", {ONE}),
+        ("from toolkit.core import show", {"toolkit/core/show.py", "toolkit/core/layers.py"}),
+        ("from toolkit import core\ncore.layers.WIDTH", {"toolkit/core/layers.py"}),
+        ("%matplotlib inline\n!ls\ndef f():\n    from toolkit import One", {ONE}),
+        ("import importlib\nimportlib.import_module('toolkit.alpha.one')", {ONE}),
+        ("from toolkit import catalogue", {"toolkit/core/catalogue.py", ONE, TWO}),
+        ("import toolkit\ntoolkit.catalogue()", {"toolkit/core/catalogue.py", ONE, TWO}),
+        ("from toolkit.core.catalogue import entry", {"toolkit/core/catalogue.py", ONE, TWO}),
+        ("from toolkit.core.catalogue import Info", {"toolkit/core/catalogue.py"}),
+        ("this is not Python", set()),
+    ],
+)
+def test_imports_are_traced_to_the_files_that_define(toy: Toy, code: str, expected: set) -> None:
+    assert methods(toy, code) == expected
+
+
+def test_a_core_module_that_reads_the_catalogue_does_not_depend_on_all_methods(toy: Toy) -> None:
+    toy.write("toolkit/core/show.py", "from toolkit.core.catalogue import catalogue\n")
+    assert methods(toy, "from toolkit.core import show") == {
+        "toolkit/core/show.py",
+        "toolkit/core/catalogue.py",
+    }
+
+
+def test_star_import_depends_on_everything_there(toy: Toy) -> None:
+    assert methods(toy, "from toolkit.alpha import *") == {ONE, TWO}
+
+
+def key_parts(toy: Toy, slug: str, scale: str = "ci") -> dict:
+    project = Project(toy.root)
+    source = read(project.chapters[slug])
+    data = {name: f"hash of {name}" for name in source.settings.data}
+    return parts(source, project, scale, Tracer(toy.root), data)
+
+
+def test_each_part_of_the_key_answers_to_its_own_cause(toy: Toy) -> None:
+    toy.chapter("one", "from toolkit import One", "print(1)", front="chapter: {data: [digits]}")
+    before = key_parts(toy, "one")
+    assert differences(before, key_parts(toy, "one")) == {}
+
+    def changed() -> dict[str, str]:
+        return differences(before, key_parts(toy, "one"))
+
+    toy.write("constraints.txt", "torch==1\n")
+    assert changed() == {"constraints": "constraints.txt changed"}
+    toy.write("constraints.txt", "torch==0\n")
+    toy.write("toolkit/alpha/two.py", "class Two: pass\n")
+    assert changed() == {}, "the chapter does not use Two"
+    toy.write(ONE, "class One: value = 5\n")
+    assert changed() == {"toolkit": f"toolkit: {ONE} changed"}
+    toy.write(ONE, "from toolkit.core.layers import WIDTH\nclass One: value = 1\n")
+    assert changed()["toolkit"] == (
+        f"toolkit: {ONE} changed, toolkit/core/__init__.py new, toolkit/core/layers.py new"
+    )
+    toy.write(ONE, "class One:\n    value = 1\n")
+    assert changed() == {}
+    cells = ("from toolkit import One", "print(2)")
+    toy.chapter("one", *cells, front="chapter: {data: [digits]}")
+    assert changed() == {"cells": "code cells changed"}
+    toy.chapter("one", "from toolkit import One", "print(1)", front="chapter: {data: [mnist]}")
+    assert changed() == {"data": "data: mnist new, digits no longer used"}
+    toy.chapter(
+        "one",
+        "from toolkit import One",
+        "print(1)",
+        front="chapter: {data: [digits]}",
+        tail="\nMore.",
+    )
+    assert changed() == {"text": "text changed"}
+
+
+def test_scale_and_device_class_are_parts(toy: Toy) -> None:
+    toy.chapter("one", "print(1)")
+    found = differences(key_parts(toy, "one"), key_parts(toy, "one", "gpu"))
+    assert found == {"scale": "scale: ci -> gpu", "device": "device: cpu -> cuda"}
+
+
+def test_wrong_answers_are_no_part_of_the_page(toy: Toy) -> None:
+    toy.chapter("one", "print(1)")
+    before = key_parts(toy, "one")
+    toy.chapter("one", "print(1)", ":tags: [wrong]\nprint(2)")
+    assert differences(before, key_parts(toy, "one")) == {}
+
+
+def test_line_endings_do_not_count(toy: Toy) -> None:
+    toy.chapter("one", "from toolkit import One")
+    before = key_parts(toy, "one")
+    file = toy.root / ONE
+    file.write_bytes(file.read_bytes().replace(b"\n", b"\r\n"))
+    assert differences(before, key_parts(toy, "one")) == {}
+
+
+BROKEN = {
+    "no title": ("Text.", "the first cell must hold the title"),
+    "no parameters": ("# T\n", "0 cells are tagged `parameters`"),
+    "wrong parameter": (
+        '# T\n```{code-cell} python\n:tags: [parameters]\nSCALE = "cpu"\nSEED = 0\n```\n',
+        'must assign SCALE = "ci"',
+    ),
+    "computed parameter": (
+        "# T\n```{code-cell} python\n:tags: [parameters]\nSCALE = f()\nSEED = 0\n```\n",
+        "may only assign plain values",
+    ),
+    "unknown entry": ("---\nchapter: {memory: 2}\n---\n# T\n", "did you mean 'memory_gib'?"),
+    "memory": ("---\nchapter: {memory_gib: 0}\n---\n# T\n", "memory_gib is 0, it must be a number"),
+    "data": ("---\nchapter: {data: digits}\n---\n# T\n", "it must be a list of names"),
+}
+
+
+@pytest.mark.parametrize(("text", "message"), BROKEN.values(), ids=BROKEN)
+def test_a_broken_source_is_named_and_does_not_stop_the_others(
+    toy: Toy, text: str, message: str
+) -> None:
+    toy.chapter("good", "print(1)")
+    toy.write("book/chapters/alpha/bad.md", text)
+    project = Project(toy.root)
+    tasks, failures = assess(project, project.select([]))
+    assert [t.chapter.slug for t in tasks] == ["good"]
+    assert [f.chapter for f in failures] == ["alpha/bad"]
+    assert message in failures[0].message
+
+
+def test_an_unknown_data_set_fails_its_own_chapter(toy: Toy) -> None:
+    toy.write(
+        "toolkit/core/data.py",
+        "def hashes(names):\n    return {n: {'digits': 1}[n] for n in names}\n",
+    )
+    toy.chapter("good", "print(1)", front="chapter: {data: [digits]}")
+    toy.chapter("bad", "print(1)", front="chapter: {data: [digitz]}")
+    tasks, failures = assess(Project(toy.root), Project(toy.root).select([]))
+    assert [t.parts["data"].keys() for t in tasks] == [{"digits"}]
+    assert [(f.chapter, "digitz" in f.message) for f in failures] == [("alpha/bad", True)]
+
+
+def test_unknown_chapter_suggests_the_nearest(toy: Toy) -> None:
+    toy.chapter("adalora", "print(1)")
+    with pytest.raises(EngineError, match="no chapter 'adalroa'; did you mean 'adalora'"):
+        Project(toy.root).select(["adalroa"])
+    with pytest.raises(EngineError, match="no chapter 'zzz'; there are: adalora"):
+        Project(toy.root).select(["zzz"])
+
+
+def test_one_slug_in_two_parts_is_refused(toy: Toy) -> None:
+    toy.chapter("one", "print(1)")
+    toy.chapter("one", "print(1)", part="beta")
+    with pytest.raises(EngineError, match="alpha/one and beta/one"):
+        Project(toy.root).select([])
+
+
+def test_no_project_here(tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match="no folder book/chapters"):
+        Project(tmp_path / "nowhere").select([])
