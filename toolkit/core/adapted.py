@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -96,7 +96,8 @@ class Adapted:
     """A model with a method on it. The model itself is changed in place and is ``.model``.
 
     Made by :func:`adapt`. Attributes: ``model``, ``method``, ``sites`` (name -> :class:`Site`),
-    ``controller`` (after :meth:`attach`), ``state`` ("adapted", "merged" or "unloaded").
+    ``extra`` (name in the base -> parameter, for those that ``train`` names), ``controller``
+    (after :meth:`attach`), ``state`` ("adapted", "merged" or "unloaded").
     """
 
     def __init__(
@@ -104,7 +105,7 @@ class Adapted:
         model: nn.Module,
         method: Method,
         sites: dict[str, Site],
-        extra: list[str],
+        extra: dict[str, nn.Parameter],
         trainable_before: dict[nn.Parameter, bool],
     ):
         self.model = model
@@ -136,10 +137,7 @@ class Adapted:
         for name, adapter in self.adapters.items():
             for key, parameter in adapter.named_parameters():
                 yield f"{name}.{key}", parameter
-        if self.extra:
-            own = dict(self.model.named_parameters())
-            for name in self.extra:
-                yield name, own[name]
+        yield from self.extra.items()
 
     def parameters(self) -> list[nn.Parameter]:
         return [parameter for _, parameter in self.named_parameters()]
@@ -307,7 +305,7 @@ def adapt(
     method: Method,
     targets: Targets = None,
     *,
-    train: str | Iterable[str] = (),
+    train: str | Iterable[str] | Callable[[str], bool] = (),
     generator: torch.Generator | None = None,
 ) -> Adapted:
     """Freeze a model and put a method on the layers that ``targets`` names, in place.
@@ -316,8 +314,9 @@ def adapt(
         model: any ``nn.Module``. The same layer used in several places is adapted once.
         method: a method with its hyperparameters, such as ``LoRA(rank=8)``.
         targets: see :func:`toolkit.core.targets.select`; None takes every linear layer.
-        train: patterns of parameters that train beside the adapters, such as ``"head.*"``; layers
-            that hold them are not adapted. They are saved with the adapters.
+        train: patterns of parameters that train beside the adapters, such as ``"head.*"``, or a
+            callable of the parameter's name; layers that hold them are not adapted. They are saved
+            with the adapters.
         generator: source of the initial draw.
 
     Returns:
@@ -328,12 +327,8 @@ def adapt(
             then as it was.
         RuntimeError: the model carries a method already.
     """
-    busy = [name for name, module in model.named_modules() if isinstance(module, AdaptedLayer)]
-    if busy:
-        raise RuntimeError(
-            f"the model already carries a method (at {busy[0]!r}); merge() or unload() it first"
-        )
-    extra = _trained_beside(model, [train] if isinstance(train, str) else list(train))
+    refuse_busy(model)
+    extra = _trained_beside(model, train)
     holders = {name.rpartition(".")[0] for name in extra}
     chosen = target_names.select(model, targets, method.info.kinds, exclude=holders - {""})
     if "" in chosen:
@@ -363,9 +358,22 @@ def adapt(
     return adapted
 
 
-def _trained_beside(model: nn.Module, patterns: list[str]) -> list[str]:
-    names = [name for name, _ in model.named_parameters()]
-    found = [n for n in names if any(_covers(n, p) for p in patterns)]
+def refuse_busy(model: nn.Module) -> None:
+    """Raise RuntimeError when the model carries a method already."""
+    busy = [name for name, module in model.named_modules() if isinstance(module, AdaptedLayer)]
+    if busy:
+        raise RuntimeError(
+            f"the model already carries a method (at {busy[0]!r}); merge() or unload() it first"
+        )
+
+
+def _trained_beside(model: nn.Module, train: Any) -> dict[str, nn.Parameter]:
+    own = dict(model.named_parameters())
+    if callable(train):
+        return {name: p for name, p in own.items() if train(name)}
+    patterns = [train] if isinstance(train, str) else list(train)
+    names = list(own)
+    found = {n: own[n] for n in names if any(_covers(n, p) for p in patterns)}
     for pattern in patterns:
         if not any(_covers(n, pattern) for n in found):
             raise ValueError(

@@ -14,8 +14,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from toolkit.core.adapted import Adapted, adapt
+from toolkit.core.adapted import Adapted, adapt, refuse_busy
 from toolkit.core.catalogue import entry
+from toolkit.core.layers import kind_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -60,9 +61,8 @@ def save(adapted: Adapted, path: Any, resume: bool = False) -> None:
     for name, adapter in adapted.adapters.items():
         for key, value in adapter.state_dict().items():
             tensors[f"adapter.{name}.{key}"] = value
-    beside = dict(adapted.model.named_parameters())
-    for name in adapted.extra:
-        tensors[f"train.{name}"] = beside[name].detach()
+    for name, value in adapted.extra.items():
+        tensors[f"train.{name}"] = value.detach()
     if resume:
         if adapted.controller is None:
             raise RuntimeError("resume=True needs a schedule: call attach(optimizer, ...) first")
@@ -71,7 +71,7 @@ def save(adapted: Adapted, path: Any, resume: bool = False) -> None:
     facts = {
         "method": adapted.method.info.slug,
         "hyperparameters": dataclasses.asdict(adapted.method),
-        "train": adapted.extra,
+        "train": list(adapted.extra),
         "layers": {
             name: {"kind": s.spec.kind, "shape": list(s.spec.shape), "parameter": s.spec.parameter}
             for name, s in adapted.sites.items()
@@ -96,11 +96,19 @@ def load(model: nn.Module, path: Any) -> Adapted:
         FileNotFoundError: no such file.
         ValueError: the file is no adapter of this project, is damaged, or belongs to another
             architecture. The model is then as it was.
+        RuntimeError: the model carries a method already.
     """
     path = Path(path)
     facts, tensors = _read(path)
-    _check_fits(model, path, facts)
-    method = entry(facts["method"]).method(**facts["hyperparameters"])
+    refuse_busy(model)
+    _check_fits(model, path, facts, tensors)
+    try:
+        method = entry(facts["method"]).method(**facts["hyperparameters"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path} holds a method that this version does not have ({error}); load it with the "
+            "version that wrote it"
+        ) from error
     names = list(facts["layers"])
     states: dict[str, dict[str, Tensor]] = {name: {} for name in names}
     for key, value in tensors.items():
@@ -110,14 +118,14 @@ def load(model: nn.Module, path: Any) -> Adapted:
                 raise ValueError(f"{path}: tensor {key!r} belongs to no adapted layer of the file")
             states[name][leaf] = value
 
-    adapted = adapt(model, method, lambda name, _: name in states, train=facts["train"])
+    beside = set(facts["train"])
+    adapted = adapt(model, method, lambda name, _: name in states, train=beside.__contains__)
     try:
         for name, adapter in adapted.adapters.items():
             fill(adapter, states[name], f"{path}: layer {name!r}")
-        own = dict(model.named_parameters())
         with torch.no_grad():
-            for name in facts["train"]:
-                own[name].copy_(tensors[f"train.{name}"])
+            for name, value in adapted.extra.items():
+                value.copy_(tensors[f"train.{name}"])
     except Exception:
         adapted.unload()
         raise
@@ -167,10 +175,19 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             f"{path} is no adapter of this toolkit (format {metadata.get('format')!r}, expected "
             f"{FORMAT!r}); folders written by Hugging Face peft load with toolkit.load_peft"
         )
-    return json.loads(metadata["facts"]), tensors
+    try:
+        facts = json.loads(metadata["facts"])
+        missing = {"method", "hyperparameters", "train", "layers"} - facts.keys()
+    except (KeyError, AttributeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: its facts cannot be read ({error}); save it again") from error
+    if missing:
+        raise ValueError(f"{path}: its facts lack {sorted(missing)}; save it again")
+    return facts, tensors
 
 
-def _check_fits(model: nn.Module, path: Path, facts: dict[str, Any]) -> None:
+def _check_fits(
+    model: nn.Module, path: Path, facts: dict[str, Any], tensors: dict[str, Tensor]
+) -> None:
     modules = dict(model.named_modules())
     wrong = []
     for name, layer in facts["layers"].items():
@@ -181,8 +198,16 @@ def _check_fits(model: nn.Module, path: Path, facts: dict[str, Any]) -> None:
         shape = None if weight is None else tuple(weight.shape)
         if shape != tuple(layer["shape"]):
             wrong.append(f"{name!r} has shape {shape}, the file {tuple(layer['shape'])}")
+        elif kind_of(modules[name]) != layer["kind"]:
+            wrong.append(f"{name!r} is of kind {kind_of(modules[name])}, not {layer['kind']}")
     own = dict(model.named_parameters())
-    wrong += [f"no parameter {name!r}" for name in facts["train"] if name not in own]
+    for name in facts["train"]:
+        saved = tensors.get(f"train.{name}")
+        if name not in own:
+            wrong.append(f"no parameter {name!r}")
+        elif saved is None or saved.shape != own[name].shape:
+            shape = None if saved is None else tuple(saved.shape)
+            wrong.append(f"{name!r} has shape {tuple(own[name].shape)}, the file {shape}")
     if wrong:
         raise ValueError(
             f"{path} was saved for another architecture: {'; '.join(wrong[:3])}"

@@ -86,7 +86,7 @@ def describe(layer: nn.Module, name: str = "") -> LayerSpec:
     Raises:
         TypeError: the layer has no weight that can be read as one matrix.
         ValueError: a setting that adapting cannot honour (``max_norm``, attention with its own
-            key or value width).
+            key or value width, a weight under a parametrisation).
     """
     kind = kind_of(layer)
     label = f"{name!r} ({type(layer).__name__})" if name else type(layer).__name__
@@ -107,6 +107,11 @@ def describe(layer: nn.Module, name: str = "") -> LayerSpec:
         raise ValueError(
             f"layer {label} rescales its weight during the forward pass (max_norm), which would "
             "change frozen numbers; leave it out of targets, or set max_norm=None"
+        )
+    if parameter not in layer._parameters:
+        raise ValueError(
+            f"layer {label} computes its {parameter} anew at each call (a parametrisation such as "
+            "weight_norm); remove that first, or leave the layer out of targets"
         )
     weight = getattr(layer, parameter)
     if kind in ("hf_conv1d", "embedding"):

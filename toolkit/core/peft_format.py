@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -35,6 +36,8 @@ class PeftNames:
         fields: their configuration field -> our hyperparameter.
         extra: fixed configuration fields that their loader needs.
         kinds: layer kinds whose stored form means the same there.
+        ranks: our tensor with one row per kept rank, where layers may have fewer than the method's
+            ``rank``; they are then declared in ``rank_pattern``.
     """
 
     kind: str
@@ -43,6 +46,7 @@ class PeftNames:
     kinds: tuple[str, ...]
     embedding: Mapping[str, str] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
+    ranks: str = ""
 
     def names(self, kind: str) -> Mapping[str, str]:
         return self.embedding if kind == "embedding" else self.tensors
@@ -69,9 +73,8 @@ def save_peft(adapted: Adapted, folder: Any) -> None:
         for ours, theirs in names.names(site.spec.kind).items():
             tensors[f"{PREFIX}{name}.{theirs}"] = _to_peft(own[ours], ours, site)
     whole = _whole_modules(adapted)
-    parameters = dict(adapted.model.named_parameters())
-    for name in adapted.extra:
-        tensors[f"{PREFIX}{name}"] = parameters[name].detach()
+    for name, value in adapted.extra.items():
+        tensors[f"{PREFIX}{name}"] = value.detach()
 
     method = adapted.method
     config = {
@@ -82,11 +85,12 @@ def save_peft(adapted: Adapted, folder: Any) -> None:
             getattr(adapted.model, "config", None), "_name_or_path", None
         ),
         "bias": "none",
-        "target_modules": sorted(adapted.sites),
+        "target_modules": _target_modules(adapted),
         "modules_to_save": whole or None,
         "fan_in_fan_out": any(s.spec.kind == "hf_conv1d" for s in adapted.sites.values()),
         **names.extra,
         **{theirs: getattr(method, ours) for theirs, ours in names.fields.items()},
+        **_rank_pattern(adapted, names),
     }
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -136,19 +140,41 @@ def load_peft(model: nn.Module, folder: Any) -> Adapted:
         }
     )
     states, extra = _group(model, folder, tensors, names)
-    adapted = adapt(model, method, lambda name, _: name in states, train=sorted(extra))
+    adapted = adapt(model, method, lambda name, _: name in states, train=extra.__contains__)
     try:
         for name, site in adapted.sites.items():
             state = {ours: _from_peft(states[name][ours], ours, site) for ours in states[name]}
             fill(site.layer.adapter, state, f"{folder}: layer {name!r}")
-        own = dict(model.named_parameters())
         with torch.no_grad():
-            for name, value in extra.items():
-                own[name].copy_(value)
+            for name, value in adapted.extra.items():
+                value.copy_(extra[name])
     except Exception:
         adapted.unload()
         raise
     return adapted
+
+
+def _target_modules(adapted: Adapted) -> list[str] | str:
+    """The layers' names; as a regular expression where a name is also the end of another's."""
+    names = sorted(adapted.sites)
+    ends = tuple(f".{name}" for name in names)
+    others = (name for name, _ in adapted.model.named_modules() if name not in adapted.sites)
+    if any(other.endswith(ends) for other in others):
+        return "|".join(re.escape(name) for name in names)
+    return names
+
+
+def _rank_pattern(adapted: Adapted, names: PeftNames) -> dict[str, Any]:
+    """Which of the initial ranks each layer kept, for layers that were made smaller."""
+    if not names.ranks:
+        return {}
+    pattern = {}
+    for name, site in adapted.sites.items():
+        kept = getattr(site.layer.adapter, names.ranks).shape[0]
+        if kept < adapted.method.rank:
+            stored = names.names(site.spec.kind)[names.ranks]
+            pattern[f"{name}.{stored}"] = [i < kept for i in range(adapted.method.rank)]
+    return {"rank_pattern": pattern or None}
 
 
 def _check_same_meaning(site: Site, names: PeftNames) -> None:

@@ -48,11 +48,10 @@ def costs(adapted: Adapted) -> dict[str, int]:
     """
     parameters = adapted.parameters()
     trained = sum(p.numel() for p in parameters)
-    beside = dict(adapted.model.named_parameters())
     changed = sum(s.spec.rows * s.spec.cols for s in adapted.sites.values())
-    changed += sum(beside[name].numel() for name in adapted.extra)
+    changed += sum(p.numel() for p in adapted.extra.values())
     kept = [t for a in adapted.adapters.values() for t in a.state_dict().values()]
-    kept += [beside[name] for name in adapted.extra]
+    kept += list(adapted.extra.values())
     training = 3 * sum(p.nbytes for p in parameters)
     if adapted.controller is not None:
         training += sum(t.nbytes for t in adapted.controller.state().values())

@@ -38,22 +38,22 @@ def select(
             ``(name, module) -> bool``.
         kinds: layer kinds the method accepts; matched modules that are no layers at all
             (containers caught by a wide pattern) are passed over.
-        exclude: names of modules that stay as they are.
+        exclude: names of layers that stay as they are; layers inside them are still looked at.
 
     Raises:
-        ValueError: nothing matched; the message shows the nearest names.
+        ValueError: nothing matched, or one name pattern of several matched nothing; the message
+            shows the nearest names.
         TypeError: only modules that the method cannot adapt matched, or ``targets`` is of no
             accepted form.
     """
     exclude = set(exclude)
-    modules = {
-        name: module
-        for name, module in model.named_modules()
-        if not any(name == e or name.startswith(e + ".") for e in exclude)
-    }
+    modules = {name: module for name, module in model.named_modules() if name not in exclude}
     chosen = _predicate(targets, kinds)
     hits = {name: module for name, module in modules.items() if chosen(name, module)}
     layers = {name: m for name, m in hits.items() if kind_of(m) in kinds}
+    for pattern in (t for t in _as_list(targets) if isinstance(t, str)):
+        if not any(matches(name, pattern) for name, _ in model.named_modules()):
+            raise ValueError(_nothing(pattern, modules))
     if layers:
         named = {t for t in _as_list(targets) if isinstance(t, str)} & hits.keys()
         refused = sorted(named - layers.keys())

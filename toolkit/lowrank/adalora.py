@@ -171,6 +171,7 @@ class AdaLoRA:
         },
         kinds=("linear", "hf_conv1d"),
         extra={"total_step": 1_000_000_000},
+        ranks="E",
     )
 
     def __post_init__(self) -> None:

@@ -1,0 +1,187 @@
+"""Adapters written here load in Hugging Face peft with the same outputs, and the reverse."""
+
+from __future__ import annotations
+
+import json
+import warnings
+
+import pytest
+import torch
+
+from tests.hf.models import bert, convnet, gpt2, images, logits, shake, tokens, words
+from toolkit import AdaLoRA, LoRA, adapt, load_peft
+
+peft = pytest.importorskip("peft", reason="peft is not installed")
+pytest.importorskip("transformers", reason="transformers is not installed")
+
+LORA = LoRA(rank=3, alpha=5.0)
+RS = LoRA(rank=4, alpha=5.0, rank_stabilised=True)
+ADA = AdaLoRA(rank=4, target_rank=2, alpha=6.0)
+BERT, GPT2 = ["query", "value", "dense"], ["c_attn", "c_fc"]
+# name -> model, input, method, targets, parameters trained beside
+CASES = {
+    "lora linear": (bert, tokens(), LORA, BERT[:2], "classifier"),
+    "lora rank-stabilised": (bert, tokens(), RS, BERT, ()),
+    "lora conv1d": (gpt2, tokens(), LORA, GPT2, ()),
+    "lora conv2d": (convnet, images(), LORA, ["stem", "pointwise"], "head"),
+    "lora embedding": (words, tokens(20), LORA, ["words", "hidden"], "head"),
+    "adalora linear": (bert, tokens(), ADA, BERT[:2], "classifier"),
+    "adalora conv1d": (gpt2, tokens(), ADA, GPT2, ()),
+}
+
+
+def from_peft(model, folder):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return peft.PeftModel.from_pretrained(model, folder)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_ours_loads_in_peft(name, tmp_path):
+    make, x, method, targets, train = CASES[name]
+    adapted = adapt(make(), method, targets, train=train)
+    shake(adapted.parameters())
+    ours = logits(adapted.model, x)
+    assert not torch.allclose(ours, logits(make(), x), atol=1e-3), "the adapter does nothing"
+    adapted.save_peft(tmp_path)
+    theirs = from_peft(make(), tmp_path)
+    torch.testing.assert_close(logits(theirs, x), ours, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(logits(theirs.merge_and_unload(), x), ours, rtol=1e-5, atol=1e-5)
+
+
+def peft_config(method, targets, train):
+    beside = [train] if train else None
+    common = {"target_modules": targets, "modules_to_save": beside, "lora_alpha": method.alpha}
+    if isinstance(method, AdaLoRA):
+        return peft.AdaLoraConfig(
+            init_r=method.rank, target_r=method.target_rank, total_step=10, **common
+        )
+    return peft.LoraConfig(r=method.rank, use_rslora=method.rank_stabilised, **common)
+
+
+def trained_in_peft(make, method, targets, train):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = peft.get_peft_model(make(), peft_config(method, targets, train))
+    shake([p for p in model.parameters() if p.requires_grad], seed=3)
+    return model
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_theirs_loads_here(name, tmp_path):
+    make, x, method, targets, train = CASES[name]
+    theirs = trained_in_peft(make, method, targets, train)
+    expected = logits(theirs, x)
+    theirs.save_pretrained(tmp_path)
+    adapted = load_peft(make(), tmp_path)
+    torch.testing.assert_close(logits(adapted.model, x), expected, rtol=1e-6, atol=1e-6)
+    assert adapted.method.alpha == method.alpha
+    assert bool(adapted.extra) == bool(train)
+    torch.testing.assert_close(logits(adapted.merge(), x), expected, rtol=1e-5, atol=1e-5)
+
+
+def pruned_in_peft(make):
+    """peft's AdaLoRA after its last allocation: the save keeps the surviving triplets only."""
+    theirs = trained_in_peft(make, ADA, BERT[:2], "classifier")
+    config = theirs.peft_config["default"]
+    pattern = {}
+    for i, (name, p) in enumerate(theirs.base_model.model.named_parameters()):
+        if "lora_E" in name:
+            kept = torch.tensor([True, i % 2 == 0, False, i % 3 == 0])
+            p.data[~kept] = 0
+            pattern[name] = kept.tolist()
+    config.rank_pattern = pattern
+    return theirs
+
+
+def test_resized_adalora_loads_here(tmp_path):
+    theirs = pruned_in_peft(bert)
+    expected = logits(theirs, tokens())
+    theirs.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["rank_pattern"]
+    adapted = load_peft(bert(), tmp_path)
+    torch.testing.assert_close(logits(adapted.model, tokens()), expected, rtol=1e-6, atol=1e-6)
+    ranks = {a.E.shape[0] for a in adapted.adapters.values()}
+    assert max(ranks) <= 3, "the pruned triplets came back"
+    assert len(ranks) > 1
+
+
+def test_compacted_adalora_loads_in_peft(tmp_path):
+    adapted = adapt(bert(), ADA, BERT[:2], train="classifier")
+    shake(adapted.parameters())
+    for i, adapter in enumerate(adapted.adapters.values()):
+        adapter.E.data[: i % 3] = 0
+        adapter.compact()
+    ours = logits(adapted.model, tokens())
+    adapted.save_peft(tmp_path)
+    theirs = from_peft(bert(), tmp_path)
+    torch.testing.assert_close(logits(theirs, tokens()), ours, rtol=1e-6, atol=1e-6)
+
+
+def test_exact_names_do_not_reach_further(tmp_path):
+    """Layer "0" of a nest must not be taken for every layer whose name ends in ".0"."""
+
+    def make():
+        torch.manual_seed(2)
+        inner = torch.nn.Sequential(torch.nn.ReLU(), torch.nn.Linear(6, 6))
+        return torch.nn.Sequential(torch.nn.Linear(5, 6), inner)
+
+    adapted = adapt(make(), LORA, "0")
+    shake(adapted.parameters())
+    x = torch.randn(3, 5)
+    adapted.save_peft(tmp_path)
+    theirs = from_peft(make(), tmp_path)
+    torch.testing.assert_close(logits(theirs, x), logits(adapted.model, x), rtol=1e-6, atol=1e-6)
+
+
+def test_refuses_what_means_something_else_there(tmp_path):
+    adapted = adapt(convnet(), LORA, ["depthwise"])
+    with pytest.raises(TypeError, match=r"depthwise.*groups?|grouped.*depthwise|depthwise"):
+        adapted.save_peft(tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    model = torch.nn.Sequential(torch.nn.MultiheadAttention(8, 2))
+    with pytest.raises(TypeError, match="attention"):
+        adapt(model, LORA, torch.nn.MultiheadAttention).save_peft(tmp_path / "new")
+    adapted = adapt(bert(), LORA, "query", train="classifier.bias")
+    with pytest.raises(TypeError, match="whole modules"):
+        adapted.save_peft(tmp_path / "new")
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [({"use_dora": True}, "use_dora"), ({"bias": "lora_only"}, "bias"),
+     ({"rank_pattern": {"query": 2}}, "rank_pattern"), ({"alpha_pattern": {"query": 2}}, "alpha")],
+)  # fmt: skip
+def test_refuses_options_it_lacks(options, word, tmp_path):
+    config = peft.LoraConfig(r=3, target_modules=["query"], **options)
+    peft.get_peft_model(bert(), config).save_pretrained(tmp_path)
+    model = bert()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    with pytest.raises(ValueError, match=word):
+        load_peft(model, tmp_path)
+    assert before.keys() == model.state_dict().keys()
+
+
+def test_refuses_damage_and_other_models(tmp_path):
+    theirs = trained_in_peft(bert, LORA, ["query"], ())
+    theirs.save_pretrained(tmp_path)
+    model = words()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    with pytest.raises(ValueError, match="architecture"):
+        load_peft(model, tmp_path)
+    file = tmp_path / "adapter_model.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match="damaged"):
+        load_peft(bert(), tmp_path)
+    file.unlink()
+    with pytest.raises(FileNotFoundError, match=r"adapter_model\.safetensors"):
+        load_peft(bert(), tmp_path)
+    config = tmp_path / "adapter_config.json"
+    file.write_bytes(whole)
+    config.write_text(config.read_text().replace('"LORA"', '"IA3"'))
+    with pytest.raises(ValueError, match="IA3"):
+        load_peft(bert(), tmp_path)
+    after = model.state_dict()
+    assert all(torch.equal(after[k], v) for k, v in before.items())
+    assert after.keys() == before.keys()
