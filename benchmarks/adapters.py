@@ -125,7 +125,8 @@ def steps(base: nn.Module, batch: dict[str, Tensor], where: str, rounds: int, fa
     if where.endswith("compiled"):
         for arm in arms.values():
             arm.run = torch.compile(arm.model)
-    times = alternate({n: a.step for n, a in arms.items()}, rounds, 3, device)
+    stepping = {name: arm.step for name, arm in arms.items()}
+    times = alternate(stepping, rounds, 1, device, settle=1, repeat=3)
     bound = times["floor"]
     emit(compare(f"floor/step/{where}", bound, times["lora-peer"], "ms", **facts))
     for slug in METHODS:

@@ -19,20 +19,33 @@ def synchronise(device: torch.device) -> None:
 
 
 def alternate(
-    arms: Mapping[str, Arm], rounds: int, warmup: int, device: torch.device
+    arms: Mapping[str, Arm],
+    rounds: int,
+    warmup: int,
+    device: torch.device,
+    settle: int = 0,
+    repeat: int = 1,
 ) -> dict[str, list[float]]:
-    """Seconds of every arm in every round; the order turns, so no arm always follows another."""
+    """Seconds per call of every arm in every round.
+
+    The order turns, so no arm always follows another. In each turn an arm makes ``settle`` untimed
+    calls and then ``repeat`` timed ones: the first call after another arm pays for memory that the
+    other's pattern of allocations left behind, which a training run does not.
+    """
     names = list(arms)
     times: dict[str, list[float]] = {name: [] for name in names}
     for i in range(warmup + rounds):
         turn = names[i % len(names) :] + names[: i % len(names)]
         for name in turn:
+            for _ in range(settle):
+                arms[name]()
             gc.disable()
             synchronise(device)
             start = time.perf_counter()
-            arms[name]()
+            for _ in range(repeat):
+                arms[name]()
             synchronise(device)
-            elapsed = time.perf_counter() - start
+            elapsed = (time.perf_counter() - start) / repeat
             gc.enable()
             if i >= warmup:
                 times[name].append(elapsed)
