@@ -192,7 +192,7 @@ def _known(case: Case):
     if any(e.method is type(case.method) for e in catalogue()):
         return mock.patch.object(files, "entry", files.entry)
     found = mock.Mock(method=type(case.method))
-    return mock.patch.object(files, "entry", lambda slug: found)
+    return mock.patch.object(files, "entry", return_value=found)
 
 
 def counted_as_formula(case: Case) -> None:
