@@ -32,7 +32,6 @@ COLAB = (
     "joblib",
     "tqdm",
     "safetensors",
-    "altair",
     "ipywidgets",
     "pooch",
     "ipython",
