@@ -7,6 +7,7 @@ import json
 import os
 import re
 import sys
+import sysconfig
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -157,6 +158,7 @@ def clean(outputs: list[list[dict]], project: Project, scratch: str) -> list[lis
         f"{scratch}/cwd": ".",
         scratch: ".",
         str(project.root): ".",
+        sysconfig.get_path("purelib"): "[packages]",
         sys.prefix: "[python]",
         sys.base_prefix: "[python]",
         os.path.expanduser("~"): "~",

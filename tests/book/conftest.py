@@ -16,9 +16,13 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
 SOURCES = ("_config.yml", "_toc.yml", "pyproject.toml", "book", "toolkit")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser():
-    """A headless browser for the whole run; tests are skipped only where none is installed."""
+    """A headless browser; tests are skipped only where none is installed.
+
+    One for each module: its driver keeps an event loop running in this thread, in which tests of
+    other modules could not start their own.
+    """
     found = next(filter(None, map(shutil.which, NAMES)), None)
     if found is None:
         pytest.skip(f"no browser is installed (looked for {', '.join(NAMES)})")
