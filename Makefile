@@ -46,5 +46,5 @@ clean:
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q -c constraints.txt -e ".[book,hf,benchmarks,test]"
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[book,hf,benchmarks,cluster,test]"
 	touch $@

@@ -6,10 +6,8 @@
 ...     assert answer(2) == 4, "Try it on 2 by hand first."
 >>> check_double(lambda x: x + x)
 Right: every test of this check passed.
-True
 >>> check_double(lambda x: x + 1)
 Not yet: Try it on 2 by hand first.
-False
 """
 
 from __future__ import annotations
@@ -36,11 +34,13 @@ class Check:
         self.function = function
         functools.update_wrapper(self, function)
 
-    def __call__(self, *answer: Any) -> bool:
-        """Print "Right: ..." or "Not yet: ..." and return which."""
+    def __call__(self, *answer: Any) -> None:
+        """Print "Right: ..." or "Not yet: ...".
+
+        Returns nothing, so that a cell that ends with the check shows the sentence alone.
+        """
         right, words = self._examine(answer)
         print(f"{'Right' if right else 'Not yet'}: {words}")
-        return right
 
     def hint(self, *answer: Any) -> str | None:
         """Return what the reader would be told, or ``None`` if the answer is right."""

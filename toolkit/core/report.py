@@ -48,7 +48,12 @@ def costs(adapted: Adapted) -> dict[str, int]:
     """
     parameters = adapted.parameters()
     trained = sum(p.numel() for p in parameters)
-    changed = sum(s.spec.rows * s.spec.cols for s in adapted.sites.values())
+    # a layer that lost its whole rank (AdaLoRA after compact()) stays as it was
+    changed = sum(
+        s.spec.rows * s.spec.cols
+        for s in adapted.sites.values()
+        if any(p.numel() for p in s.layer.adapter.parameters())
+    )
     changed += sum(p.numel() for p in adapted.extra.values())
     kept = [t for a in adapted.adapters.values() for t in a.state_dict().values()]
     kept += list(adapted.extra.values())
