@@ -1,0 +1,350 @@
+"""Lanes against runs of their own."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from toolkit.core import lane_nets, lanes, nets
+from toolkit.core.lanes import Lane, train
+from toolkit.core.runs import generator
+
+DOUBLE = torch.float64
+
+
+class Residual(nn.Module):
+    """Convolution, batch-norm and a residual sum; a strided shortcut; a linear head."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(1, 4, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(4)
+        self.inner = nn.Conv2d(4, 4, 3, padding=1)
+        self.down = nn.Conv2d(4, 6, 1, stride=2, bias=False)
+        self.last = nn.BatchNorm2d(6)
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x):
+        x = torch.relu(self.norm(self.stem(x)))
+        x = x + torch.relu(self.inner(x))
+        return self.head(torch.relu(self.last(self.down(x))).mean((-2, -1)))
+
+
+def make_mlp(draw):
+    return nets.mlp([6, 8, 8, 3], generator=draw, dtype=DOUBLE)
+
+
+def make_bn_mlp(draw):
+    # no bias before batch-norm: its gradient is 0 up to rounding, which AdamW would blow up
+    net = nn.Sequential(nn.Linear(6, 8, bias=False), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+    return nets.initialise(net, draw).double()
+
+
+def make_residual(draw):
+    return nets.initialise(Residual(), draw).double()
+
+
+def make_convnet(draw):
+    return nets.convnet(1, (4, 6), 3, generator=draw, dtype=DOUBLE)
+
+
+def data(n=40, image=False):
+    draw = torch.Generator().manual_seed(5)
+    x = torch.randn((n, 1, 4, 4) if image else (n, 6), generator=draw, dtype=DOUBLE)
+    return x, torch.randint(0, 3, (n,), generator=draw)
+
+
+def alone(make, lane, x, y, optimizer="sgd", masks=None, state=None):
+    """One network trained by PyTorch's own optimiser, as a reader would write it."""
+    model = make(generator(lane.seed, "weights"))
+    if state is not None:
+        model.load_state_dict(state)
+    masks = masks or {}
+    named = dict(model.named_parameters())
+
+    @torch.no_grad()
+    def mask_all(gradients=False):
+        for name, mask in masks.items():
+            (named[name].grad if gradients else named[name]).mul_(mask)
+
+    mask_all()
+    if optimizer == "sgd":
+        descent = torch.optim.SGD(
+            model.parameters(), lr=1.0, momentum=lane.momentum, weight_decay=lane.weight_decay
+        )
+    else:
+        descent = torch.optim.AdamW(
+            model.parameters(), lr=1.0, betas=(lane.momentum, 0.999), weight_decay=lane.weight_decay
+        )
+    labels = lanes.labels_with_noise(y, 3, lane.noise, lane.noise_seed)
+    per_epoch = len(x) // lane.batch
+    for step in range(lane.steps):
+        epoch, place = divmod(step, per_epoch)
+        order = torch.randperm(len(x), generator=generator(lane.order, "order", epoch))
+        pick = order[place * lane.batch : (place + 1) * lane.batch]
+        descent.param_groups[0]["lr"] = lane.rate(step)
+        model.zero_grad()
+        F.cross_entropy(model(x[pick]), labels[pick]).backward()
+        mask_all(gradients=True)
+        if lane.rho:
+            kept = {n: b.clone() for n, b in model.named_buffers()}
+            before = {n: p.detach().clone() for n, p in named.items()}
+            norm = torch.sqrt(sum(p.grad.square().sum() for p in named.values()))
+            with torch.no_grad():
+                for p in named.values():
+                    p.add_(lane.rho * p.grad / (norm + 1e-12))
+            model.zero_grad()
+            F.cross_entropy(model(x[pick]), labels[pick]).backward()
+            mask_all(gradients=True)
+            with torch.no_grad():
+                for n, p in named.items():
+                    p.copy_(before[n])
+                for n, b in model.named_buffers():
+                    b.copy_(kept[n])
+        descent.step()
+    return model.state_dict()
+
+
+EVERYTHING = [
+    Lane(seed=0, order=0, steps=9, batch=8, lr=0.1),
+    Lane(seed=1, order=3, steps=23, batch=8, lr=0.05, schedule="cosine", momentum=0.5, horizon=30),
+    Lane(seed=2, order=3, steps=17, batch=20, weight_decay=0.02, noise=0.25, noise_seed=4),
+    Lane(seed=3, order=5, steps=12, batch=8, rho=0.3, drops=(0.3,), factor=0.5),
+    Lane(seed=4, order=5, steps=12, batch=8, rho=0.05, noise=0.1, schedule="linear"),
+    Lane(seed=4, order=6, steps=23, batch=8, lr=0.2, momentum=0.0, schedule="constant"),
+    Lane(seed=6, order=7, steps=9, batch=8, width=0.5),
+]
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("make", [make_mlp, make_bn_mlp, make_residual, make_convnet])
+def test_lanes_equal_runs_of_their_own_with_all_options(make, optimizer):
+    x, y = data(image=make in (make_residual, make_convnet))
+    lr = 1.0 if optimizer == "sgd" else 0.05
+    several = [Lane(**{**vars(lane), "lr": lane.lr * lr}) for lane in EVERYTHING]
+    start = lane_nets.initial(make, [lane.seed for lane in several])
+    weight = next(name for name, t in start.items() if t.dim() > 2)
+    draw = torch.Generator().manual_seed(9)
+    masks = {weight: (torch.rand(start[weight].shape, generator=draw) < 0.6).to(DOUBLE)}
+    found = train(make, several, x, y, masks=masks, optimizer=optimizer, chunk=3)
+    narrow = lane_nets.width_masks(make(generator(0)), [lane.width for lane in several])
+    both = lane_nets.join_masks(masks, narrow)
+    for m, lane in enumerate(several):
+        own = alone(make, lane, x, y, optimizer, {name: mask[m] for name, mask in both.items()})
+        for name, tensor in own.items():
+            torch.testing.assert_close(found.states[name][m], tensor, atol=1e-10, rtol=1e-10)
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 5])
+def test_chunks_do_not_change_the_result(chunk):
+    x, y = data()
+    several = [Lane(seed=s, order=s, steps=5 + 3 * s, batch=8) for s in range(5)]
+    whole = train(make_mlp, several, x, y, chunk=5)
+    parts = train(make_mlp, several, x, y, chunk=chunk)
+    for name, tensor in whole.states.items():
+        torch.testing.assert_close(parts.states[name], tensor, atol=1e-12, rtol=0)
+    torch.testing.assert_close(parts.loss, whole.loss)
+
+
+def test_equal_lanes_are_equal():
+    x, y = data()
+    result = train(make_mlp, [Lane(seed=1, order=2, steps=7, batch=8)] * 3, x, y)
+    for tensor in result.states.values():
+        assert torch.equal(tensor[0], tensor[1])
+        assert torch.equal(tensor[0], tensor[2])
+    # convolution libraries treat channels in blocks, so lanes may round differently
+    x, y = data(image=True)
+    result = train(make_convnet, [Lane(seed=1, order=2, steps=7, batch=8)] * 3, x, y)
+    for tensor in result.states.values():
+        torch.testing.assert_close(tensor[0], tensor[2], atol=1e-12, rtol=0)
+
+
+def test_order_changes_the_end_but_not_the_start():
+    x, y = data()
+    pair = [Lane(seed=1, order=o, steps=4, batch=8) for o in (0, 1)]
+    result = train(make_mlp, pair, x, y, snapshots=(0, 4))
+    assert torch.equal(*result.snapshots[0]["0.weight"])
+    assert not torch.equal(*result.snapshots[4]["0.weight"])
+
+
+def test_a_snapshot_equals_a_run_that_stops_there():
+    x, y = data()
+    long = train(make_mlp, [Lane(seed=1, steps=20, batch=8)], x, y, snapshots=(6, 20))
+    short = train(make_mlp, [Lane(seed=1, steps=6, batch=8, horizon=20)], x, y)
+    for name, tensor in short.states.items():
+        torch.testing.assert_close(long.snapshots[6][name], tensor, atol=0, rtol=0)
+        assert torch.equal(long.snapshots[20][name], long.states[name])
+
+
+def test_masked_entries_stay_zero_under_momentum_and_weight_decay():
+    x, y = data()
+    start = lane_nets.initial(make_mlp, [0, 1])
+    masks = {"2.weight": torch.zeros_like(start["2.weight"])}
+    masks["2.weight"][1, 3] = 1
+    lanes_ = [Lane(seed=s, steps=100, batch=8, weight_decay=0.1) for s in (0, 1)]
+    for optimizer in ("sgd", "adamw"):
+        result = train(make_mlp, lanes_, x, y, masks=masks, optimizer=optimizer)
+        assert torch.equal(result.states["2.weight"] != 0, masks["2.weight"] != 0)
+
+
+def test_sam_of_radius_zero_is_sgd_and_its_step_has_the_radius(monkeypatch):
+    x, y = data()
+    plain = train(make_mlp, [Lane(steps=5, batch=8)] * 2, x, y)
+    # radius 0 beside another lane that has one goes through SAM's two passes
+    from toolkit.core.lane_steps import Stepper
+
+    seen = []
+    real = Stepper._gradient
+
+    def spy(self, weights, buffers, x, y):
+        seen.append([w.clone() for w in weights])
+        return real(self, weights, buffers, x, y)
+
+    monkeypatch.setattr(Stepper, "_gradient", spy)
+    state, net = lane_nets.initial(make_mlp, [0, 0]), lanes.LaneNet(make_mlp(generator(0)))
+    pair = [Lane(steps=5, batch=8, rho=0.0), Lane(steps=5, batch=8, rho=0.25)]
+    done = Stepper(net, pair, x, y, 3, state, {}, "sgd", False).run((), lambda n: None)
+    for name in net.parameters:
+        torch.testing.assert_close(done[f"final/{name}"][0], plain.states[name][0],
+                                   atol=1e-12, rtol=0)  # fmt: skip
+    moved = torch.stack([
+        (b - a).flatten(1).square().sum(1) for a, b in zip(seen[0], seen[1], strict=True)
+    ]).sum(0).sqrt()  # fmt: skip
+    torch.testing.assert_close(moved, torch.tensor([0.0, 0.25], dtype=DOUBLE), atol=1e-9, rtol=0)
+
+
+def test_a_narrow_lane_computes_what_the_narrow_network_computes():
+    wide = lane_nets.stack([make_bn_mlp(generator(0))])
+    masks = lane_nets.width_masks(make_bn_mlp(generator(0)), [0.5])
+    for name, mask in masks.items():
+        wide[name] = wide[name] * mask
+    narrow = nn.Sequential(nn.Linear(6, 4, bias=False), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 3)).double()
+    cut = {"0.weight": (slice(4),), "3.weight": (slice(None), slice(4))}
+    cut |= {f"1.{n}": (slice(4),) for n in ("weight", "bias", "running_mean", "running_var")}
+    state = {name: t[0][cut[name]] if name in cut else t[0] for name, t in wide.items()}
+    narrow.load_state_dict(state)
+    x, _ = data()
+    got = lane_nets.LaneNet(make_bn_mlp(generator(0)))(wide, x[None])
+    torch.testing.assert_close(got[0], narrow.eval()(x))
+
+
+def test_a_diverging_lane_is_marked_and_the_others_go_on():
+    x, y = data()
+    fine = Lane(seed=0, steps=30, batch=8)
+    broken = Lane(seed=1, steps=30, batch=8, lr=1e200, schedule="constant")
+    both = train(make_mlp, [fine, broken], x, y)
+    own = train(make_mlp, [fine], x, y)
+    assert both.diverged[0] == -1
+    assert 0 < both.diverged[1] < 30
+    for name, tensor in own.states.items():
+        torch.testing.assert_close(both.states[name][0], tensor[0], atol=1e-12, rtol=0)
+
+
+def test_label_noise_changes_exactly_its_share():
+    y = torch.arange(3).repeat(40)
+    noisy = lanes.labels_with_noise(y, 3, 0.2, seed=1)
+    assert int((noisy != y).sum()) == 24
+    assert set(noisy.tolist()) == {0, 1, 2}
+    assert torch.equal(noisy, lanes.labels_with_noise(y, 3, 0.2, seed=1))
+    assert not torch.equal(noisy, lanes.labels_with_noise(y, 3, 0.2, seed=2))
+
+
+def test_batch_norm_statistics_are_estimated_anew():
+    x, _ = data(image=True)
+    models = [make_convnet(generator(s)) for s in (0, 1)]
+    net = lane_nets.LaneNet(models[0])
+    fresh = net.restate(lane_nets.stack(models), x, batch=16)
+    for m, model in enumerate(models):
+        norm = model.train().blocks[0][1]
+        mean, var, seen = torch.zeros(4, dtype=DOUBLE), torch.zeros(4, dtype=DOUBLE), 0
+        for part in x.split(16):
+            out = model.blocks[0][0](part).transpose(0, 1).flatten(1)
+            share = len(part) / (seen + len(part))
+            mean = (1 - share) * mean + share * out.mean(1)
+            var = (1 - share) * var + share * out.var(1)
+            seen += len(part)
+        name = "blocks.0.1.running_mean"
+        torch.testing.assert_close(fresh[name][m], mean.detach())
+        torch.testing.assert_close(fresh["blocks.0.1.running_var"][m], var.detach())
+        assert norm.momentum == 0.1
+    assert all(n.momentum == 0.1 for n in net.norms)
+
+
+def test_finished_chunks_are_not_run_again(tmp_path, monkeypatch):
+    x, y = data()
+    several = [Lane(seed=s, order=s, steps=6, batch=8) for s in range(4)]
+    first = train(make_mlp, several, x, y, folder=tmp_path, chunk=2, snapshots=(3,))
+    files = sorted(tmp_path.iterdir())
+    assert len(files) == 2
+    files[0].write_bytes(files[0].read_bytes()[:100])  # a damaged file is run again
+    ran = []
+    real = lanes.Stepper.run
+    monkeypatch.setattr(lanes.Stepper, "run",
+                        lambda self, *a: ran.append(len(self.lanes)) or real(self, *a))  # fmt: skip
+    again = train(make_mlp, several, x, y, folder=tmp_path, chunk=2, snapshots=(3,))
+    assert ran == [2]
+    assert torch.equal(first.states["0.weight"], again.states["0.weight"])
+    assert torch.equal(first.snapshots[3]["2.weight"], again.snapshots[3]["2.weight"])
+    train(make_mlp, several, x + 1, y, folder=tmp_path, chunk=2, snapshots=(3,))
+    assert ran == [2, 2, 2]
+
+
+def test_the_bar_counts_every_step():
+    x, y = data()
+    counts = []
+    from toolkit.core.lane_steps import Stepper
+
+    several = [Lane(seed=s, steps=s, batch=8) for s in (70, 41, 3)]
+    net = lanes.LaneNet(make_mlp(generator(0)))
+    state = lane_nets.initial(make_mlp, [0, 1, 2])
+    Stepper(net, several, x, y, 3, state, {}, "sgd", False).run((41, 10), counts.append)
+    assert sum(counts) == 70 + 41 + 3
+
+
+def test_compiled_steps_give_the_same_weights():
+    x, y = data()
+    several = [Lane(seed=s, steps=6, batch=8) for s in range(3)]
+    plain = train(make_mlp, several, x, y)
+    fast = train(make_mlp, several, x, y, compile=True)
+    for name, tensor in plain.states.items():
+        torch.testing.assert_close(fast.states[name], tensor, atol=1e-10, rtol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda x, y: train(make_mlp, [], x, y), "lanes is empty"),
+        (lambda x, y: train(make_mlp, [Lane(batch=99)], x, y), "batch=99"),
+        (lambda x, y: train(make_mlp, [Lane()], x, y, optimizer="adam"), 'choose "sgd" or "adamw"'),
+        (lambda x, y: train(make_mlp, [Lane()], x, y[:-1]), "one label each"),
+        (lambda x, y: train(make_mlp, [Lane()], x, y, snapshots=(5000,)), "no lane has that step"),
+        (
+            lambda x, y: train(make_mlp, [Lane()], x, y, masks={"nothing": x}),
+            "must name a parameter",
+        ),
+        (
+            lambda x, y: train(make_mlp, [Lane()], x, y, states=lane_nets.initial(make_mlp, [0, 1])),
+            "1 lanes need",
+        ),
+        (lambda x, y: train(make_mlp, [Lane()], x, y, memory_gib=1e-9), "Set memory_gib to at least"),
+        (lambda x, y: Lane(lr=math.nan), "lr=nan"),
+        (lambda x, y: Lane(width=0.0), "width=0.0"),
+        (lambda x, y: Lane(schedule="steps"), "schedule='steps'"),
+        (lambda x, y: lane_nets.stack([]), "models is empty"),
+        (
+            lambda x, y: lane_nets.stack([make_mlp(generator(0)), make_bn_mlp(generator(0))]),
+            "not of one architecture",
+        ),
+        (lambda x, y: lane_nets.LaneNet(nn.Sequential(nn.Dropout(0.1))), "dropout with p=0.1"),
+        (lambda x, y: lane_nets.width_masks(make_mlp(generator(0)), [2.0]), "width=2.0"),
+    ],
+)
+def test_bad_input_is_named(change, words):
+    x, y = data()
+    with pytest.raises(ValueError) as error:
+        change(x, y)
+    assert words in str(error.value)

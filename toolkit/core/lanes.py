@@ -1,0 +1,337 @@
+r"""Train hundreds of small networks at once, along a leading lane axis.
+
+A small network leaves most of a machine idle: a step costs more in calls than in arithmetic. M
+networks of one architecture are therefore trained as one, with every tensor stacked. Each lane has
+its own seed, data order, schedule, weight decay, momentum, batch size, length, label noise, mask,
+SAM radius and width, and ends with the weights that a run of its own would have given.
+
+Lanes that need another batch size are grouped; groups are cut into chunks that fit a memory
+budget; a chunk that is done is written to disk if a folder is given, and not run again.
+
+>>> lanes = [Lane(seed=s, lr=lr) for s in range(3) for lr in (0.1, 0.3)]
+>>> result = train(lambda g: nets.mlp([64, 64, 10], generator=g), lanes, x, y)  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from toolkit.core import lane_store
+from toolkit.core.lane_nets import (
+    LaneNet,
+    Make,
+    States,
+    initial,
+    join_masks,
+    lanes_of,
+    stack,
+    take,
+    width_masks,
+)
+from toolkit.core.lane_steps import Stepper
+from toolkit.core.runs import generator
+
+__all__ = ["Lane", "LaneNet", "Trained", "initial", "labels_with_noise", "stack", "take", "train"]
+
+SCHEDULES = ("step", "cosine", "linear", "constant")
+
+
+@dataclass(frozen=True)
+class Lane:
+    """How one network is trained.
+
+    Args:
+        seed: of the initial weights.
+        order: seed of the data order: one random permutation per epoch.
+        steps: optimiser steps.
+        batch: examples per step. An epoch has N // batch steps; what is left over is dropped.
+        lr: learning rate at the start.
+        schedule: ``step``, ``cosine``, ``linear`` (both to 0) or ``constant``.
+        drops: for ``step``: shares of the horizon at which the rate is multiplied by ``factor``.
+        factor: of each drop.
+        horizon: steps that the schedule is laid out for; ``steps`` when left out.
+        momentum: of SGD; for AdamW the first beta.
+        weight_decay: L2 (SGD) or decoupled (AdamW).
+        rho: radius of sharpness-aware minimisation (arXiv 2010.01412); 0 is plain training.
+        noise: share of training labels replaced by another class.
+        noise_seed: which labels those are, and what they become.
+        width: share of the units of each hidden layer that the lane has.
+
+    Raises:
+        ValueError: a value outside its range, naming it.
+    """
+
+    seed: int = 0
+    order: int = 0
+    steps: int = 1000
+    batch: int = 32
+    lr: float = 0.1
+    schedule: str = "step"
+    drops: tuple[float, ...] = (0.5, 0.75)
+    factor: float = 0.1
+    horizon: int | None = None
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    rho: float = 0.0
+    noise: float = 0.0
+    noise_seed: int = 0
+    width: float = 1.0
+
+    def __post_init__(self) -> None:
+        rules = {
+            "seed": self.seed >= 0,
+            "order": self.order >= 0,
+            "steps": self.steps >= 1,
+            "batch": self.batch >= 1,
+            "lr": self.lr > 0 and math.isfinite(self.lr),
+            "schedule": self.schedule in SCHEDULES,
+            "drops": all(0 < d <= 1 for d in self.drops),
+            "factor": self.factor > 0,
+            "horizon": self.horizon is None or self.horizon >= 1,
+            "momentum": 0 <= self.momentum < 1,
+            "weight_decay": self.weight_decay >= 0,
+            "rho": self.rho >= 0,
+            "noise": 0 <= self.noise < 1,
+            "width": 0 < self.width <= 1,
+        }
+        wrong = [name for name, fine in rules.items() if not fine]
+        if wrong:
+            name = wrong[0]
+            raise ValueError(f"Lane({name}={getattr(self, name)!r}): outside its range; see Lane.")
+
+    def rate(self, step: int) -> float:
+        """Learning rate of a step, counted from 0."""
+        share = step / (self.horizon or self.steps)
+        if self.schedule == "step":
+            return self.lr * self.factor ** sum(share >= d for d in self.drops)
+        if self.schedule == "cosine":
+            return self.lr * 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
+        return self.lr * (max(0.0, 1 - share) if self.schedule == "linear" else 1.0)
+
+
+@dataclass
+class Trained:
+    """What :func:`train` returns, lanes in the order given.
+
+    Attributes:
+        lanes: how each was trained.
+        states: name -> (M, ...), after the last step of each lane.
+        snapshots: step -> states of the lanes that reach that step; zeros for the others.
+        loss: (M,) mean training loss over the last epoch of each lane, as far as it went.
+        diverged: (M,) step at which the loss was first not finite, -1 if it never was.
+    """
+
+    lanes: list[Lane]
+    states: States
+    snapshots: dict[int, States]
+    loss: Tensor
+    diverged: Tensor
+
+
+def labels_with_noise(y: Tensor, classes: int, noise: float, seed: int) -> Tensor:
+    """Labels (N,) of which exactly round(noise N) are replaced by another class, drawn evenly."""
+    wrong = y.clone()
+    draw = generator(seed, "label noise")
+    chosen = torch.randperm(len(y), generator=draw)[: round(noise * len(y))]
+    shift = torch.randint(1, classes, (len(chosen),), generator=draw).to(y.device)
+    chosen = chosen.to(y.device)
+    wrong[chosen] = (y[chosen] + shift) % classes
+    return wrong
+
+
+def train(
+    make: Make,
+    lanes: Sequence[Lane],
+    x: Tensor,
+    y: Tensor,
+    *,
+    states: States | None = None,
+    masks: Mapping[str, Tensor] | None = None,
+    optimizer: str = "sgd",
+    snapshots: Sequence[int] = (),
+    memory_gib: float = 2.0,
+    chunk: int | None = None,
+    folder: str | Path | None = None,
+    progress: bool | None = None,
+    compile: bool = False,
+) -> Trained:
+    """Train all lanes.
+
+    Args:
+        make: builds a network from a ``torch.Generator``; lanes start from ``make`` at their seed.
+        lanes: M lanes.
+        x: training inputs (N, ...), on the device where training takes place.
+        y: labels (N,), integers.
+        states: other starting states, name -> (M, ...), for example of pruned networks.
+        masks: name of a parameter -> (M, ...) of 0 and 1. Masked entries are 0 from the start and
+            stay 0, whatever momentum and weight decay do.
+        optimizer: ``sgd`` (PyTorch's, with momentum) or ``adamw``.
+        snapshots: steps after which the states are also kept; 0 is the start.
+        memory_gib: what training and its results may take together.
+        chunk: lanes trained together at most; by default what suits the device and the budget.
+        folder: where finished chunks are kept, to go on after an interruption.
+        progress: a bar with the remaining time; by default where a person looks (a terminal).
+        compile: compile the step with ``torch.compile``; on a GPU with CUDA graphs. Pays for long
+            runs only: compiling takes from seconds to a minute per shape.
+
+    Returns:
+        The results. A lane whose loss is no longer finite is marked in ``diverged``; the others
+        are not touched by it.
+
+    Raises:
+        ValueError: no lanes, states or masks that do not fit, a batch larger than the data, a
+            budget that not even one lane fits into (the message says what would).
+    """
+    lanes = list(lanes)
+    if not lanes:
+        raise ValueError("lanes is empty: give at least one Lane.")
+    template = make(generator(0, "template")).to(x.device)
+    net = LaneNet(template)
+    start = initial(make, [lane.seed for lane in lanes]) if states is None else states
+    start = {name: t.to(x.device) for name, t in start.items()}
+    _check(net, lanes, x, y, start, masks, optimizer, snapshots)
+    if any(lane.width < 1 for lane in lanes):
+        masks = join_masks(dict(masks or {}), width_masks(template, [lane.width for lane in lanes]))
+    masks = {name: mask.to(x) for name, mask in (masks or {}).items()}
+    classes = int(y.max()) + 1
+    held = _held(start, len(snapshots))
+    groups: dict[tuple[int, bool], list[int]] = {}
+    for m, lane in enumerate(lanes):
+        groups.setdefault((lane.batch, lane.rho > 0), []).append(m)
+    parts: list[list[int]] = []
+    for members in groups.values():
+        members.sort(key=lambda m: -lanes[m].steps)
+        size = _chunk(net, lanes[members[0]], x, start, held, memory_gib, chunk, optimizer)
+        parts += [members[i : i + size] for i in range(0, len(members), size)]
+
+    result = Trained(
+        lanes,
+        {name: t.clone() for name, t in start.items()},
+        {s: {name: torch.zeros_like(t) for name, t in start.items()} for s in snapshots},
+        x.new_zeros(len(lanes)),
+        torch.full((len(lanes),), -1, device=x.device),
+    )
+    store = lane_store.Store(folder, template, x, y, optimizer, snapshots) if folder else None
+    with _bar(sum(lane.steps for lane in lanes), progress) as bar:
+        for members in parts:
+            chosen = [lanes[m] for m in members]
+            state, mask = take(start, members), take(masks, members) if masks else {}
+            done = store.load(chosen, state, mask) if store else None
+            if done is None:
+                stepper = Stepper(net, chosen, x, y, classes, state, mask, optimizer, compile)
+                done = stepper.run(snapshots, bar.update)
+                if store:
+                    store.save(chosen, state, mask, done)
+            else:
+                bar.update(sum(lane.steps for lane in chosen))
+            _write(result, members, done)
+    return result
+
+
+def _write(result: Trained, members: list[int], done: dict[str, Tensor]) -> None:
+    index = torch.as_tensor(members, device=result.loss.device)
+    for key, value in done.items():
+        kind, _, name = key.partition("/")
+        if kind == "final":
+            result.states[name][index] = value.to(result.states[name])
+        elif kind == "facts":
+            target = getattr(result, name)
+            target[index] = value.to(target)
+        else:
+            target = result.snapshots[int(kind)][name]
+            target[index] = value.to(target)
+
+
+def _check(
+    net: LaneNet,
+    lanes: list[Lane],
+    x: Tensor,
+    y: Tensor,
+    start: States,
+    masks: Mapping[str, Tensor] | None,
+    optimizer: str,
+    snapshots: Sequence[int],
+) -> None:
+    if optimizer not in ("sgd", "adamw"):
+        raise ValueError(f'optimizer={optimizer!r}: choose "sgd" or "adamw".')
+    if len(x) != len(y):
+        raise ValueError(f"x has {len(x)} examples and y {len(y)} labels: give one label each.")
+    largest = max(lane.batch for lane in lanes)
+    if largest > len(x):
+        raise ValueError(f"Lane(batch={largest}) is larger than the {len(x)} training examples.")
+    own = net.template.state_dict()
+    for name, tensor in own.items():
+        want = (len(lanes), *tensor.shape)
+        got = tuple(start[name].shape) if name in start else None
+        if got != want:
+            raise ValueError(f"states[{name!r}] has shape {got}, but {len(lanes)} lanes need {want}.")
+    for name, mask in (masks or {}).items():
+        if name not in net.parameters or mask.shape != (len(lanes), *own[name].shape):
+            raise ValueError(
+                f"masks[{name!r}] has shape {tuple(mask.shape)}: a mask must name a parameter and "
+                f"have its shape after the lane axis; parameters are {net.parameters[:6]}."
+            )
+    late = [s for s in snapshots if not 0 <= s <= max(lane.steps for lane in lanes)]
+    if late:
+        raise ValueError(f"snapshots={late}: no lane has that step.")
+
+
+def _held(states: States, snapshots: int) -> int:
+    return (2 + snapshots) * sum(t.nbytes for t in states.values())
+
+
+def _chunk(
+    net: LaneNet,
+    lane: Lane,
+    x: Tensor,
+    states: States,
+    held: int,
+    memory_gib: float,
+    chunk: int | None,
+    optimizer: str,
+) -> int:
+    """How many lanes train together."""
+    weights = sum(t[0].nbytes for t in states.values())
+    kept: dict[int, int] = {}
+
+    def keep(t: Tensor) -> Tensor:
+        kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        one = {n: t[:1].detach().clone().requires_grad_(n in net.parameters)
+               for n, t in states.items()}  # fmt: skip
+        net(one, x[: lane.batch][None], train=True)
+    # weight, gradient, moments, mask, and SAM's second weights; activations twice, for gradients
+    need = weights * (7 if optimizer == "adamw" or lane.rho else 5) + 2 * sum(kept.values())
+    room = memory_gib * 2**30 - held
+    if room < need:
+        raise ValueError(
+            f"memory_gib={memory_gib}: the results of {lanes_of(states)} lanes take "
+            f"{held / 2**30:.3g} GiB and one lane in training {need / 2**30:.3g} more. Set "
+            f"memory_gib to at least {(held + need) / 2**30:.3g}, or train fewer lanes or keep "
+            "fewer snapshots at a time."
+        )
+    fits = int(room // need)
+    # on a CPU a chunk whose step stays in the cache is faster than a larger one
+    suits = max(1, CACHE // need) if x.device.type == "cpu" else fits
+    return max(1, min(fits, chunk if chunk is not None else suits))
+
+
+CACHE = 64 * 2**20
+"""Bytes of one step's tensors up to which lanes are put together on a CPU; measured."""
+
+
+def _bar(total: int, progress: bool | None):
+    from tqdm.auto import tqdm
+
+    off = not (sys.stderr.isatty() if progress is None else progress)
+    return tqdm(total=total, unit="step", unit_scale=True, desc="lanes", disable=off)

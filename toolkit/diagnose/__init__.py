@@ -1,0 +1,1 @@
+"""Nothing moves: a model is probed to see what to do with it."""
