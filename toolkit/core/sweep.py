@@ -8,7 +8,8 @@ open::
 
 On Ray, call ``ray.util.joblib.register_ray()`` and say ``backend="ray"``. A cluster's workers need
 the same code as the caller, and a folder that all of them see. joblib gives each local process its
-share of the cores in OpenMP threads; threads a job starts by other means are the job's business.
+share of the cores in OpenMP threads; what a job itself sets, as with torch.set_num_threads, is its
+own business.
 
 A store is a folder with ``store.json``, which names the function and the code, and one
 ``job-<key>.json`` for each job that ended. The key is a hash of the function's name and the job.
@@ -40,17 +41,16 @@ import toolkit
 if TYPE_CHECKING:
     import pandas as pd
 
-SCHEMA = 1
 OWN = ("status", "error", "seconds")
 # How loky, Dask and Ray say that a worker is gone; by name, so that none has to be installed.
-LOST = {"TerminatedWorkerError", "KilledWorker", "RayActorError", "WorkerCrashedError"}
+GONE = {"TerminatedWorkerError", "KilledWorker", "RayActorError", "WorkerCrashedError"}
 
 
 def grid(**axes: Any) -> list[dict[str, Any]]:
     """Every combination of the axes' values; the last axis changes fastest.
 
     Args:
-        axes: A list of values each. Text, a dict or a number counts as one value; a value that is
+        axes: A list of values each. A text or number alone counts as one value. A value that is
             itself a list goes into another list.
 
     Raises:
@@ -58,8 +58,8 @@ def grid(**axes: Any) -> list[dict[str, Any]]:
     """
     values = []
     for name, axis in axes.items():
-        one = isinstance(axis, (str, Mapping)) or not isinstance(axis, Iterable)
-        values.append([axis] if one else list(axis.tolist() if hasattr(axis, "tolist") else axis))
+        many = isinstance(axis, Iterable) and not isinstance(axis, (str, Mapping))
+        values.append(list(axis.tolist() if hasattr(axis, "tolist") else axis) if many else [axis])
         if not values[-1]:
             raise ValueError(f"axis {name} is empty, so there is no job: give it a value.")
     return [dict(zip(axes, point, strict=True)) for point in itertools.product(*values)]
@@ -79,18 +79,18 @@ def sweep(
     """Call ``function(**job)`` for each job, in parallel, and return one table.
 
     A job that raises is recorded as failed and the rest goes on. So is a job whose process dies: it
-    is tried again, at last alone, so that it takes no other job down with it. With ``n_jobs=1`` jobs
-    run in this process, which then dies with them.
+    is tried again, the last time alone, to tell it from jobs that only ran beside it. With
+    ``n_jobs=1`` jobs run in this process, which then dies with them.
 
     Args:
         function: Returns a dict of plain values, or a list of dicts for several rows. It seeds
             itself from its arguments; nothing is seeded here.
-        jobs: Its arguments, as from :func:`grid`: text, numbers, bools, ``None`` and lists of these.
+        jobs: Its arguments, as from :func:`grid`: text, numbers, bools, ``None``, lists of these.
         folder: The store. Jobs done there are not run again. ``None`` keeps results in memory only.
-        version: Names the code version; without it, files are compared (:func:`code_version`).
-        n_jobs: Jobs at once; by default what ``joblib.parallel_config`` says, else all there are.
+        version: Names the code version. Without it, files are compared (:func:`code_version`).
+        n_jobs: Jobs at once; by default what ``joblib.parallel_config`` says, else all cores.
         retry: Whether jobs that failed in an earlier sweep are run again.
-        accept_other_code: Keep the results of a store whose code has changed since.
+        accept_other_code: Keep the results of a store although the code has changed since.
         progress: Show a bar on stderr; by default only on a terminal.
 
     Returns:
@@ -98,28 +98,37 @@ def sweep(
         ``status`` ("done" or "failed"), ``error`` (text or ``None``), ``seconds``.
 
     Raises:
-        TypeError: If a job is no dict, or holds a value that is not plain.
+        TypeError: If a job is no dict of plain values, or the function has no name.
         ValueError: If there are no jobs or one is there twice, if the store is of other code, or if
             the code's version cannot be found.
     """
-    name = _name(function)
+    if not hasattr(function, "__qualname__"):
+        raise TypeError(f"{function!r} has no name to keep results under: wrap it in a function.")
+    name = f"{function.__module__}.{function.__qualname__}"
     keyed = _keyed(name, jobs)
     paths: dict[str, Path | None] = dict.fromkeys(keyed)
     records: dict[str, dict[str, Any]] = {}
     if folder is not None:
-        store = Path(folder).resolve()  # a cluster's workers run in other folders
+        store = Path(folder).resolve()  # workers of a cluster run in other folders
         files = {} if version is not None else _files(function)
         version = _digest(json.dumps(files)) if version is None else version
         code = {"function": name, "version": version, "files": files}
         _open(store, code, list(keyed), accept_other_code)
-        paths = {key: store / f"job-{key}.json" for key in keyed}
-        for key, path in paths.items():
-            record = _read(path)
+        for key in keyed:
+            paths[key] = store / f"job-{key}.json"
+            record = _read(paths[key], "status")
             if record and (record["status"] == "done" or not retry):
                 records[key] = record
-    hidden = None if progress is None else not progress  # None hides it where there is no terminal
+            else:  # an old failure must not pass for the end of a job whose worker dies now
+                paths[key].unlink(missing_ok=True)
+    tasks = {
+        key: joblib.delayed(_run)(function, key, job, paths[key], version)
+        for key, job in keyed.items()
+        if key not in records
+    }
+    hidden = None if progress is None else not progress  # None: hidden where there is no terminal
     with tqdm(total=len(keyed), initial=len(records), desc=name, disable=hidden) as bar:
-        for key, record in _run_all(function, keyed, paths, version, n_jobs, set(records)):
+        for key, record in _run_all(tasks, n_jobs):
             records[key] = record
             bar.update()
     ended = [records[key] for key in keyed]
@@ -141,80 +150,71 @@ def collect(folder: str | os.PathLike[str]) -> pd.DataFrame:
     """
     store = _read(Path(folder) / "store.json", "jobs")
     if store is None:
-        raise FileNotFoundError(f"{folder} holds no store.json: name the folder given to sweep().")
-    there = {path.stem[4:]: path for path in sorted(Path(folder).glob("job-*.json"))}
-    order = [key for key in dict.fromkeys([*store["jobs"], *there]) if key in there]
-    return _table([record for key in order if (record := _read(there[key]))])
+        raise FileNotFoundError(f"{folder} holds no readable store.json: name a folder of sweep().")
+    there = {path.stem.removeprefix("job-"): path for path in Path(folder).glob("job-*.json")}
+    order = dict.fromkeys([*store["jobs"], *sorted(there)])
+    found = (_read(there[key], "status") for key in order if key in there)
+    return _table([record for record in found if record])
 
 
 def code_version(function: Callable[..., Any]) -> str:
     """A hash over all files of the toolkit and the file that defines ``function``.
 
-    Where there is no such file, as in a notebook, the function's own text counts. Other modules that
-    it imports do not: name them by ``version=`` in :func:`sweep` if they change.
+    Where there is no such file, as in a notebook, the function's own text counts. Other modules
+    that it imports do not: where they change, give :func:`sweep` a ``version``.
 
     Raises:
         ValueError: If the source cannot be found, or the function is a lambda or was made inside
-            another one, and may carry values that its source does not show.
+            another one, and so may carry values that its source does not show.
     """
     return _digest(json.dumps(_files(function)))
 
 
-def _name(function: Callable[..., Any]) -> str:
-    if not hasattr(function, "__qualname__"):
-        raise TypeError(f"{function!r} has no name to keep results under: wrap it in a function.")
-    return f"{function.__module__}.{function.__qualname__}"
-
-
-def _digest(text: str | bytes) -> str:
-    # Line endings do not count: git may write them either way.
-    data = text.encode() if isinstance(text, str) else text.replace(b"\r\n", b"\n")
-    return hashlib.sha256(data).hexdigest()[:16]
-
-
 def _files(function: Callable[..., Any]) -> dict[str, str]:
-    if "<" in function.__qualname__:
-        raise ValueError(
-            f"{_name(function)} may carry values that its source does not show: define it with def "
-            "at the top of a module, or name its version, as in version='1'."
-        )
+    """The hash of each file that counts, by a name without the place of the project."""
+    name, remedy = function.__qualname__, "name its version, as in version='1'."
+    if "<" in name:
+        raise ValueError(f"{name} may carry values that its source does not show: {remedy}")
     root = Path(toolkit.__file__).resolve().parent
-    found = {path: path.relative_to(root.parent).as_posix() for path in root.rglob("*.py")}
+    paths = {path: path.relative_to(root.parent).as_posix() for path in root.rglob("*.py")}
+    inner = inspect.unwrap(function)
     try:
-        inner = inspect.unwrap(function)
         source = Path(inspect.getsourcefile(inner) or "").resolve()
         text = "" if source.is_file() else inspect.getsource(inner)
     except (OSError, TypeError) as error:
-        raise ValueError(
-            f"the source of {_name(function)} cannot be found ({error}): name its version, as in "
-            "version='1'."
-        ) from error
-    if text:
-        own = {function.__qualname__: _digest(text)}
-    else:
-        module = function.__module__.replace(".", "/") + ".py"
-        found.setdefault(source, source.name if function.__module__ == "__main__" else module)
-        own = {}
-    return {name: _digest(path.read_bytes()) for path, name in sorted(found.items())} | own
+        raise ValueError(f"the source of {name} cannot be found ({error}): {remedy}") from error
+    if not text:
+        script = inner.__module__ == "__main__"
+        module = source.name if script else f"{inner.__module__.replace('.', '/')}.py"
+        paths.setdefault(source, module)
+    files = {label: _digest(path.read_bytes()) for path, label in sorted(paths.items())}
+    return files | {name: _digest(text)} if text else files
+
+
+def _digest(text: str | bytes) -> str:
+    data = text.encode() if isinstance(text, str) else text
+    # line endings do not count: git may write them either way
+    return hashlib.sha256(data.replace(b"\r\n", b"\n")).hexdigest()[:16]
 
 
 def _keyed(name: str, jobs: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The jobs by key, in order, or what is wrong with one of them."""
     keyed: dict[str, dict[str, Any]] = {}
     for i, job in enumerate(jobs):
         if not isinstance(job, Mapping) or not all(isinstance(key, str) for key in job):
             raise TypeError(f"jobs[{i}] is {job!r}, not a dict of arguments by name.")
-        for key, value in job.items():
-            if key in OWN:
-                raise ValueError(f"jobs[{i}] has an argument {key!r}, a column of the table.")
+        for argument, value in job.items():
+            if argument in OWN:
+                raise ValueError(f"jobs[{i}] has {argument!r}, a column of the table: rename it.")
             if not _plain(value):
                 raise TypeError(
-                    f"jobs[{i}][{key!r}] is a {type(value).__name__}: arguments are text, numbers, "
-                    "bools, None or lists of these. Build other things inside the function."
+                    f"jobs[{i}][{argument!r}] is a {type(value).__name__}, or holds what is not "
+                    "plain: give text, numbers, bools, None or lists, and build the rest inside."
                 )
-        digest = _digest(f"{name} {json.dumps(job, sort_keys=True)}")
-        if digest in keyed:
-            raise ValueError(f"jobs[{i}] is there twice: {dict(job)}. Tell repeats by a seed.")
-        keyed[digest] = dict(job)
+        key = _digest(f"{name} {json.dumps(dict(job), sort_keys=True)}")
+        if key in keyed:
+            raise ValueError(f"jobs[{i}] is there twice ({dict(job)}): tell repeats by a seed.")
+        keyed[key] = dict(job)
     if not keyed:
         raise ValueError("jobs is empty: give at least one, as in grid(seed=[0]).")
     return keyed
@@ -227,78 +227,66 @@ def _plain(value: Any) -> bool:
 
 
 def _open(store: Path, code: dict[str, Any], keys: list[str], accept: bool) -> None:
-    old = _read(store / "store.json", "jobs")
-    if old is None and any(store.glob("job-*.json")):
-        old = {"function": code["function"], "version": None, "files": {}, "jobs": []}
-    differs = []
-    if old is not None and old["function"] != code["function"]:
+    """Write ``store.json``, unless the folder holds results that are not this code's."""
+    old = _read(store / "store.json", "jobs") or {**code, "jobs": []}
+    if not old["jobs"] and any(store.glob("job-*.json")):
+        old["version"], old["files"] = "unknown", {}
+    if old["function"] != code["function"]:
         raise ValueError(
             f"{store} holds results of {old['function']}, not of {code['function']}: name another "
             "folder."
         )
-    if old is not None and old["version"] != code["version"]:
+    if old["version"] != code["version"] and not accept:
         before, now = old["files"], code["files"]
-        if before and now:
-            differs += [f"{name} changed" for name in now if before.get(name, now[name]) != now[name]]
-            differs += [f"{name} is new" for name in now if name not in before]
-            differs += [f"{name} is gone" for name in before if name not in now]
-        else:
-            differs += [f"version {old['version']!r}, now {code['version']!r}"]
-    if differs and not accept:
-        rest = f" and {len(differs) - 5} more" if len(differs) > 5 else ""
+        words = [f"{name} changed" for name in now if before.get(name, now[name]) != now[name]]
+        words += [f"{name} is new" for name in now if name not in before]
+        words += [f"{name} is gone" for name in before if name not in now]
+        if not before or not now:
+            words = [f"version {old['version']!r}, now {code['version']!r}"]
+        more = f" and {len(words) - 5} more" if len(words) > 5 else ""
         raise ValueError(
-            f"{store} holds results of other code ({', '.join(differs[:5])}{rest}): name another "
+            f"{store} holds results of other code ({', '.join(words[:5])}{more}): name another "
             "folder, or keep its results with accept_other_code=True."
         )
     store.mkdir(parents=True, exist_ok=True)
-    known = [] if old is None else old["jobs"]
-    _write(store / "store.json", {"schema": SCHEMA, **code, "jobs": [*dict.fromkeys(known + keys)]})
+    _write(store / "store.json", {**code, "jobs": list(dict.fromkeys(old["jobs"] + keys))})
 
 
 def _run_all(
-    function: Callable[..., Any],
-    keyed: Mapping[str, Mapping[str, Any]],
-    paths: Mapping[str, Path | None],
-    version: str | None,
-    n_jobs: int | None,
-    ended: set[str],
+    tasks: Mapping[str, tuple[Any, ...]], n_jobs: int | None
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield each job as it ends. A pool that breaks is made anew, and goes on with the rest."""
+    """Yield each job as it ends. Where a pool breaks, a new one goes on with the rest."""
     backend, context = get_active_backend()
     if n_jobs is None:
-        n_jobs = -1 if context is None else context  # Ray's own default is 1, which is no Ray at all
-    # Ray's backend cannot hand results over one by one.
-    ordered = not getattr(backend, "supports_return_generator", False)
-    pool = joblib.Parallel(
-        n_jobs, batch_size=1, return_as="list" if ordered else "generator_unordered"
-    )
-    broken: Counter[str] = Counter()
-    while pending := [key for key in keyed if key not in ended]:
-        suspect = next((key for key in pending if broken[key] > 1), None)
+        # unset would mean one job at a time in this process, also under Ray
+        n_jobs = -1 if context is None else context
+    # Ray's backend cannot hand results over one by one
+    one_by_one = getattr(backend, "supports_return_generator", False)
+    order = "generator_unordered" if one_by_one else "list"
+    left, breaks = dict(tasks), Counter()
+    while left:
+        # twice in a pool that broke: the next time alone
+        alone = [key for key in left if breaks[key] == 2][:1]
         sent: list[str] = []
-
-        def tasks(batch: list[str], sent: list[str] = sent) -> Iterator[Any]:
-            for key in batch:
-                sent.append(key)
-                yield joblib.delayed(_run)(function, key, keyed[key], paths[key], version)
-
+        batch = (sent.append(key) or left[key] for key in alone or list(left))
         try:
-            for key, record in pool(tasks(pending if suspect is None else [suspect])):
-                ended.add(key)
+            pool = joblib.Parallel(n_jobs, batch_size=1, return_as=order)
+            for key, record in pool(batch):
+                del left[key]
                 yield key, record
-        except Exception as error:
-            if not LOST.intersection(kind.__name__ for kind in type(error).__mro__):
+        except Exception as caught:
+            if GONE.isdisjoint(kind.__name__ for kind in type(caught).__mro__):
                 raise
-            lost = [key for key in sent if key not in ended]
-            broken.update(lost)
-            for key in lost:
-                record = _read(paths[key])
-                if suspect is not None and record is None:
-                    text = "WorkerDied: the process ended without an exception, at last with this job alone"
-                    record = _ended(keyed[key], version, error=text)
-                    _write(paths[key], record)
+            for key in left.keys() & set(sent):
+                breaks[key] += 1
+                _, _, job, path, version = left[key][1]
+                record = _read(path, "status")  # it may have ended without being heard of
+                if record is None and alone:
+                    error = "WorkerDied: its process ended each time, at last with this job alone"
+                    record = _record(job, version, error=error)
+                    _write(path, record)
                 if record is not None:
-                    ended.add(key)
+                    del left[key]
                     yield key, record
 
 
@@ -309,14 +297,82 @@ def _run(
     path: Path | None,
     version: str | None,
 ) -> tuple[str, dict[str, Any]]:
-    """One job, in its worker: the record is in the store before the caller hears of it."""
+    """One job, in its worker: its record is in the store before the caller hears of it."""
     start = time.perf_counter()
     try:
-        rows = _rows(function(**job), job)
-        record = _ended(job, version, rows, seconds=time.perf_counter() - start)
-    except (Exception, SystemExit) as caught:  # sys.exit() would otherwise end the caller too
-        tail = traceback.format_tb(caught.__traceback__.tb_next, limit=-3)
-        text = f"{type(caught).__name__}: {caught}\n{''.join(tail)}"
-        record = _ended(job, version, error=text, seconds=time.perf_counter() - start)
+        result = function(**job)
+        seconds = time.perf_counter() - start
+        record = _record(job, version, rows=_rows(result, job), seconds=seconds)
+    except (Exception, SystemExit) as caught:  # sys.exit() in a job would end the caller too
+        tail = "".join(traceback.format_tb(caught.__traceback__.tb_next, limit=-3))
+        error = f"{type(caught).__name__}: {caught}\n{tail}".rstrip()
+        record = _record(job, version, error=error, seconds=time.perf_counter() - start)
     _write(path, record)
     return key, record
+
+
+def _rows(result: Any, job: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    rows = [result] if isinstance(result, Mapping) else result
+    if not isinstance(rows, list) or not all(isinstance(row, Mapping) for row in rows):
+        raise TypeError(f"a job returns a dict or a list of dicts, not {result!r}")
+    if taken := {name for row in rows for name in row} & {*job, *OWN}:
+        raise ValueError(f"results named {sorted(taken)} are columns already: rename them")
+    return rows
+
+
+def _record(
+    job: Mapping[str, Any],
+    version: str | None,
+    rows: Sequence[Mapping[str, Any]] = (),
+    error: str | None = None,
+    seconds: float | None = None,
+) -> dict[str, Any]:
+    record = {"job": job, "version": version, "status": "failed" if error else "done"}
+    record |= {"error": error, "seconds": seconds, "rows": rows}
+    # to text and back, so that a table in memory is the one that a store gives
+    return json.loads(json.dumps(record, default=_number))
+
+
+def _number(value: Any) -> Any:
+    if hasattr(value, "tolist"):  # NumPy's and torch's numbers and arrays
+        return value.tolist()
+    raise TypeError(f"a result is a {type(value).__name__}: return numbers, text, bools and lists")
+
+
+def _read(path: Path | None, field: str) -> dict[str, Any] | None:
+    """The record in a file, or ``None`` where there is none or only half of one."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8")) if path else None
+    except (FileNotFoundError, ValueError):
+        return None
+    return record if isinstance(record, dict) and field in record else None
+
+
+def _write(path: Path | None, record: Mapping[str, Any]) -> None:
+    if path is None:
+        return
+    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")  # process ids repeat in a cluster
+    try:
+        beside.write_text(json.dumps(record) + "\n", encoding="utf-8")
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _table(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    import pandas as pd  # here, so that workers need not load it
+
+    rows = [
+        {**record["job"], **row, **{name: record[name] for name in OWN}}
+        for record in records
+        for row in record["rows"] or [{}]
+    ]
+    arguments = dict.fromkeys(name for record in records for name in record["job"])
+    results = dict.fromkeys(name for row in rows for name in row if name not in OWN)
+    columns = {}
+    for name in [*arguments, *(n for n in results if n not in arguments), *OWN]:
+        values = [row.get(name) for row in rows]
+        # an argument of None stays None, and the whole numbers beside it stay whole
+        keep = (name in arguments or name == "error") and None in values
+        columns[name] = pd.Series(values, dtype=object if keep else None)
+    return pd.DataFrame(columns)

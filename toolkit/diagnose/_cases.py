@@ -135,7 +135,7 @@ def best_of_family(models: pd.DataFrame, epsilon: float = 0.05) -> pd.DataFrame:
         "dense_error": "dense_test_error",
         "dense_loss": "dense_train_loss",
         "sharpness": "sharpness",
-        **({"trace": "trace"} if "trace" in models else {}),
+        **({"trace": "trace"} if "trace" in getattr(models, "columns", ()) else {}),
         "oracle": "test_error",
     }
     table = checked(models, ["lmc", "cka", *baselines.values()], "model", 2, "models")
@@ -182,16 +182,20 @@ def radius_per_density(
         ValueError: If a table is malformed, the radii differ, or ``start`` is not among them.
     """
     table = checked(cells, ["lmc", "test_error"], "rho", 2)
-    score = "dense_valid_error" if "dense_valid_error" in dense else "dense_test_error"
-    models = checked(dense.assign(density=1.0), [score], "rho", 2, "dense")
+    held_out = "dense_valid_error" in getattr(dense, "columns", ())
+    score = "dense_valid_error" if held_out else "dense_test_error"
+    if isinstance(dense, pd.DataFrame):  # a table of cells repeats the dense error per density
+        same = [column for column in ("seed", "rho", score) if column in dense]
+        dense = dense.drop_duplicates(same).assign(density=1.0)
+    models = checked(dense, [score], "rho", 2, "dense")
     radii = np.sort(table["rho"].unique())
     if set(radii) != set(models["rho"]) or set(table["seed"]) != set(models["seed"]):
         raise ValueError(
-            f"cells has rho {list(radii)} for seeds {sorted(set(table['seed']))}, but dense has "
+            f"cells has rho {radii.tolist()} for seeds {sorted(set(table['seed']))}, but dense has "
             f"{sorted(set(models['rho']))} for {sorted(set(models['seed']))}: give the same ones."
         )
     if start is not None and start not in radii:
-        raise ValueError(f"start = {start}: choose one of the radii {list(radii)}.")
+        raise ValueError(f"start = {start}: choose one of the radii {radii.tolist()}.")
     first = (len(radii) - 1) // 2 if start is None else int(np.flatnonzero(radii == start)[0])
     plain = table[["seed", "rho", "density", "lmc"]].rename(columns={"rho": "temperature"})
     if pairs is not None:

@@ -27,10 +27,12 @@ REGIMES = ("I", "II-A", "II-B")
 TINY = 1e-12
 """Rounding that must not decide on which side of a threshold a cell lies."""
 _SLACK = 1e-4  # single precision may put a CKA just above 1
-_LIMITS = {"lmc": (-1.0, 1.0, "LMC is a difference of error shares")}
-for _name in ("test_error", "train_error", "dense_test_error", "dense_valid_error"):
-    _LIMITS[_name] = (0.0, 1.0, "errors are shares: divide a percentage by 100")
-_LIMITS["cka"] = (0.0, 1.0, "CKA lies between 0 and 1")
+_ERRORS = ("test_error", "train_error", "dense_test_error", "dense_valid_error")
+_LIMITS = {
+    "lmc": (-1.0, 1.0, "LMC is a difference of error shares, in [-1, 1]"),
+    "cka": (0.0, 1.0, "CKA lies in [0, 1]"),
+    **dict.fromkeys(_ERRORS, (0.0, 1.0, "errors are shares: divide a percentage by 100")),
+}
 
 
 def checked(
@@ -119,7 +121,7 @@ def noise(cells: pd.DataFrame, pairs: pd.DataFrame | None = None) -> float:
     """
     values, keys = checked(cells, ["lmc"]), KEYS
     if values.groupby(keys).size().max() == 1 and pairs is not None:
-        values, keys = pairs, [key for key in ("seed", *KEYS) if key == "density" or key in pairs]
+        values, keys = pairs, [*(["seed"] if "seed" in pairs else []), *KEYS]
         missing = [column for column in (*KEYS, "lmc") if column not in pairs]
         if missing:
             raise ValueError(f"pairs lacks the columns {missing}: give one row per pair of copies.")
@@ -189,7 +191,9 @@ def regimes(
     """
     table = checked(cells, ["lmc", "cka"])
     if cka is not None and not 0 <= cka <= 1:
-        raise ValueError(f"cka = {cka}: the cut lies in [0, 1], or None for each column's midpoint.")
+        raise ValueError(
+            f"cka = {cka}: the cut lies in [0, 1], or None for each column's midpoint."
+        )
     mean = table.groupby(KEYS)[["lmc", "cka"]].mean()
     poor = mean["lmc"] < -depth(table, epsilon, in_noise_units, pairs) - TINY
     column = mean["cka"].where(~poor).groupby(level="density")

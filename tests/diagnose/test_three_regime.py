@@ -1,0 +1,340 @@
+"""Pruning, paths, similarity, curvature, and the experiment on a tiny grid."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from toolkit.core import lane_nets, nets
+from toolkit.core.lanes import Lane, LaneNet, train
+from toolkit.core.runs import generator
+from toolkit.diagnose import three_regime as tr
+
+DOUBLE = torch.float64
+
+
+def mlp(draw):
+    return nets.mlp([6, 8, 8, 3], generator=draw, dtype=DOUBLE)
+
+
+def cnn(draw):
+    return nets.convnet(1, (4, 6), 3, generator=draw, dtype=DOUBLE)
+
+
+def data(n=60, image=False, seed=5):
+    draw = torch.Generator().manual_seed(seed)
+    x = torch.randn((n, 1, 4, 4) if image else (n, 6), generator=draw, dtype=DOUBLE)
+    return x, torch.randint(0, 3, (n,), generator=draw)
+
+
+def shuffled(model, seed=3):
+    """The same function with the units of the first hidden layer in another order."""
+    twin = nets.mlp([6, 8, 8, 3], dtype=DOUBLE)
+    twin.load_state_dict(model.state_dict())
+    order = torch.randperm(8, generator=torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        twin[0].weight.copy_(model[0].weight[order])
+        twin[0].bias.copy_(model[0].bias[order])
+        twin[2].weight.copy_(model[2].weight[:, order])
+    return twin
+
+
+# pruning
+
+
+@pytest.mark.parametrize("density", [0.01, 0.05, 0.13, 0.5, 0.999, 1.0])
+@pytest.mark.parametrize("scope", ["uniform", "global"])
+def test_counts_are_exact_and_the_largest_stay(density, scope):
+    states = lane_nets.initial(mlp, [0, 1, 2])
+    names = tr.prunable(mlp(generator(0)))
+    assert names == ["0.weight", "2.weight"]
+    masks = tr.magnitude_masks(states, density, names, scope)
+    sizes = {n: states[n][0].numel() for n in names}
+    for m in range(3):
+        kept = {n: int(masks[n][m].sum()) for n in names}
+        if scope == "uniform":
+            assert kept == {n: max(1, s - round((1 - density) * s)) for n, s in sizes.items()}
+            groups = [[n] for n in names]
+        else:
+            total = sum(sizes.values())
+            assert sum(kept.values()) == total - round((1 - density) * total)
+            groups = [names]
+        for group in groups:
+            weight = torch.cat([states[n][m].flatten() for n in group]).abs()
+            mask = torch.cat([masks[n][m].flatten() for n in group]).bool()
+            if 0 < mask.sum() < len(mask):
+                assert weight[mask].min() >= weight[~mask].max()
+
+
+@pytest.mark.parametrize("scope", ["uniform", "global"])
+def test_masks_are_nested_and_ties_are_broken_evenly(scope):
+    model = mlp(generator(0))
+    nn.init.constant_(model[0].weight, 0.1)
+    before = {n: 0 * t for n, t in lane_nets.stack([model]).items()}
+    for density in (0.02, 0.1, 0.3, 0.31, 0.8, 1.0):
+        masks = tr.magnitude_masks(model, density, scope=scope)
+        for name, mask in masks.items():
+            assert bool((mask >= before[name]).all())
+        before = masks
+    assert all(bool(mask.all()) for mask in before.values())
+
+
+def test_every_lane_has_its_own_density():
+    states = lane_nets.initial(mlp, [0, 0])
+    masks = tr.magnitude_masks(states, [0.25, 0.75], ["2.weight"])
+    assert masks["2.weight"].flatten(1).sum(1).tolist() == [16, 48]
+
+
+def test_convolutions_are_pruned_and_the_classifier_is_not():
+    names = tr.prunable(cnn(generator(0)))
+    assert names == ["blocks.0.0.weight", "blocks.1.0.weight"]
+
+
+# paths
+
+
+def test_the_path_of_a_network_to_itself_is_flat():
+    x, y = data()
+    states = lane_nets.initial(mlp, [0, 1])
+    along = tr.path_errors(LaneNet(mlp(generator(0))), states, states, x, y)
+    assert along.shape == (2, 11)
+    assert torch.equal(tr.lmc(along), torch.zeros(2))
+    assert torch.equal(tr.barrier(along), torch.zeros(2))
+
+
+def test_shuffling_hidden_units_makes_a_barrier_between_equal_functions():
+    x, y = data()
+    trained = train(mlp, [Lane(steps=400, batch=20, lr=0.1, weight_decay=0.0)], x, y)
+    model = mlp(generator(0))
+    model.load_state_dict(lane_nets.lane(trained.states, 0))
+    twin = shuffled(model)
+    torch.testing.assert_close(twin(x), model(x))
+    net = LaneNet(model)
+    along = tr.path_errors(net, trained.states, lane_nets.stack([twin]), x, y)
+    assert along[0, 0] == along[0, -1]
+    assert tr.lmc(along)[0] < -0.1
+    assert tr.barrier(along)[0] > 0.1
+
+
+def test_path_errors_equal_one_network_at_a_time_with_fresh_statistics():
+    x, y = data(image=True)
+    pair = train(cnn, [Lane(order=o, steps=12, batch=20) for o in (0, 1)], x, y)
+    a, b = lane_nets.take(pair.states, [0]), lane_nets.take(pair.states, [1])
+    along = tr.path_errors(LaneNet(cnn(generator(0))), a, b, x, y, norm_batch=20)
+    for k, t in enumerate(torch.linspace(0, 1, 11).tolist()):
+        model = cnn(generator(0))
+        own = {n: v[0] for n, v in a.items()}
+        for name, _ in model.named_parameters():
+            own[name] = (1 - t) * a[name][0] + t * b[name][0]
+        model.load_state_dict(own)
+        norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # PyTorch's cumulative mean: equal batches, so the same weights
+        model.train()
+        for part in x.split(20):
+            model(part)
+        model.eval()
+        expected = (model(x).argmax(1) != y).double().mean()
+        assert abs(float(along[0, k]) - float(expected)) < 1e-6, k
+
+
+def test_the_line_is_the_bezier_curve_with_the_midpoint_as_bend():
+    x, y = data(image=True)
+    states = lane_nets.initial(cnn, [0, 1])
+    a, b = lane_nets.take(states, [0]), lane_nets.take(states, [1])
+    middle = {n: (a[n] + b[n]) / 2 if a[n].is_floating_point() else a[n] for n in a}
+    net = LaneNet(cnn(generator(0)))
+    straight = tr.path_errors(net, a, b, x, y)
+    assert torch.equal(straight, tr.path_errors(net, a, b, x, y, bend=middle))
+
+
+def test_a_trained_curve_lowers_the_barrier():
+    x, y = data()
+    trained = train(mlp, [Lane(steps=400, batch=20, lr=0.1, weight_decay=0.0)], x, y)
+    model = mlp(generator(0))
+    model.load_state_dict(lane_nets.lane(trained.states, 0))
+    net, a, b = LaneNet(model), trained.states, lane_nets.stack([shuffled(model)])
+    bend = tr.curved(net, a, b, x, y, torch.Generator().manual_seed(0), steps=400)
+    straight, bent = (tr.barrier(tr.path_errors(net, a, b, x, y, bend=m)) for m in (None, bend))
+    assert bent[0] < straight[0] / 2
+
+
+def test_signs_of_lmc():
+    rise = torch.tensor([0.1, 0.3, 0.6, 0.2, 0.1])
+    assert float(tr.lmc(rise)) == pytest.approx(-0.5)
+    assert float(tr.lmc(0.7 - rise)) == pytest.approx(0.5)
+    assert float(tr.barrier(rise)) == pytest.approx(0.5)
+    # a straight slope is no barrier, but the ends take part in LMC: half their difference
+    slope = torch.linspace(0.1, 0.3, 5)
+    assert float(tr.barrier(slope)) == pytest.approx(0.0, abs=1e-6)
+    assert abs(float(tr.lmc(slope))) == pytest.approx(0.1)
+    assert float(tr.lmc(rise)) == float(tr.lmc(rise.flip(0)))
+    # the largest deviation in either direction counts, not the largest error
+    assert float(tr.lmc(torch.tensor([0.5, 0.55, 0.1, 0.5]))) == pytest.approx(0.4)
+
+
+# similarity
+
+
+def test_cka_properties():
+    draw = torch.Generator().manual_seed(0)
+    a = torch.randn(2, 500, 6, generator=draw, dtype=DOUBLE)
+    b = a + torch.randn(2, 500, 6, generator=draw, dtype=DOUBLE)
+    one = torch.ones(2, dtype=DOUBLE)
+    torch.testing.assert_close(tr.linear_cka(a, a), one)
+    turn = torch.linalg.qr(torch.randn(6, 6, generator=draw, dtype=DOUBLE)).Q
+    torch.testing.assert_close(tr.linear_cka(a, 3 * a @ turn + 7), one)
+    torch.testing.assert_close(tr.linear_cka(a, b), tr.linear_cka(b, a))
+    c, d = (m - m.mean(1, keepdim=True) for m in (a, b))
+    gram, other = c @ c.mT, d @ d.mT
+    slow = (gram * other).sum((1, 2)) / (
+        torch.linalg.norm(gram, dim=(1, 2)) * torch.linalg.norm(other, dim=(1, 2))
+    )
+    torch.testing.assert_close(tr.linear_cka(a, b), slow, atol=1e-10, rtol=0)
+    noise = torch.randn(20_000, 6, generator=draw, dtype=DOUBLE)
+    assert float(tr.linear_cka(noise, torch.randn(20_000, 6, generator=draw, dtype=DOUBLE))) < 0.01
+
+
+def test_cka_of_one_class_is_refused():
+    a = torch.softmax(torch.randn(50, 3, dtype=DOUBLE), -1)
+    with pytest.raises(ValueError, match="0 / 0"):
+        tr.linear_cka(a, torch.ones(50, 3, dtype=DOUBLE) / 3)
+    with pytest.raises(ValueError, match="same inputs"):
+        tr.linear_cka(a, a[:40])
+
+
+# curvature
+
+
+def test_curvature_equals_the_hessian_written_out():
+    x, y = data(30)
+    small = lambda draw: nets.mlp([6, 3, 3], generator=draw, dtype=DOUBLE)  # noqa: E731
+    states = lane_nets.initial(small, [0, 1])
+    net = LaneNet(small(generator(0)))
+    tops, traces = [], []
+    for m in range(2):
+        names = net.parameters
+        shapes = [states[n][m].shape for n in names]
+        flat = torch.cat([states[n][m].flatten() for n in names])
+
+        def loss(w, shapes=shapes, names=names):
+            parts = w.split([s.numel() for s in shapes])
+            own = {n: p.view(s) for n, p, s in zip(names, parts, shapes, strict=True)}
+            return F.cross_entropy(torch.func.functional_call(net.template, own, (x,)), y)
+
+        values = torch.linalg.eigvalsh(torch.autograd.functional.hessian(loss, flat))
+        tops.append(values[values.abs().argmax()])
+        traces.append(values.sum())
+    draw = torch.Generator().manual_seed(0)
+    found = tr.hessian_top(net, states, x, y, draw, iterations=200)
+    torch.testing.assert_close(found, torch.stack(tops), rtol=1e-3, atol=0)
+    found = tr.hessian_trace(net, states, x, y, draw, draws=600)
+    torch.testing.assert_close(found, torch.stack(traces), rtol=0.1, atol=0)
+
+
+# the experiment
+
+
+BASE = Lane(steps=30, batch=12, lr=0.1, noise=0.1)
+
+
+@pytest.mark.parametrize("axis", ["checkpoint", "schedule", "batch", "lr", "rho"])
+def test_temperatures_run_from_cold_to_hot(axis):
+    x, y = data()
+    values = {"lr": (0.3, 0.1), "rho": (0.2, 0.0)}.get(axis, (6, 12))
+    states, table = tr.dense_networks(mlp, x, y, axis, values, [0, 1], BASE)
+    assert table.temperature.tolist() == [0, 1, 0, 1]
+    cold = max(values) if axis in ("checkpoint", "schedule", "batch") else min(values)
+    assert set(table[table.temperature == 0]["value"]) == {cold}
+    assert lane_nets.lanes_of(states) == 4
+    if axis == "checkpoint":  # a checkpoint is the long run stopped early, not a short schedule
+        short = dataclasses.replace(BASE, steps=6, horizon=30, seed=1, order=1)
+        own = train(mlp, [short], x, y).states
+        torch.testing.assert_close(states["2.weight"][3], own["2.weight"][0])
+
+
+def test_copies_share_start_and_mask_and_differ_in_order_alone():
+    x, y = data()
+    states, table = tr.dense_networks(mlp, x, y, "checkpoint", (10, 30), [0], BASE)
+    copies, frame = tr.retrained_copies(mlp, states, table, x, y, [0.2, 1.0], 2, BASE)
+    assert len(frame) == 8
+    sparse = frame[frame.density == 0.2].index
+    assert bool((copies["0.weight"][sparse] != 0).flatten(1).sum(1).eq(round(0.2 * 48)).all())
+    first, second = frame[(frame.density == 0.2) & (frame.temperature == 0)].index
+    assert torch.equal(copies["0.weight"][first] != 0, copies["0.weight"][second] != 0)
+    assert not torch.equal(copies["0.weight"][first], copies["0.weight"][second])
+    again, _ = tr.retrained_copies(mlp, states, table, x, y, [0.2, 1.0], 2, BASE)
+    assert torch.equal(copies["0.weight"], again["0.weight"])
+
+
+def test_the_grid_is_whole_and_its_numbers_are_those_of_the_parts():
+    train_set, test_set = data(60), data(40, seed=6)
+    cells, paths = tr.phase_grid(
+        mlp, train_set, test_set, axis="checkpoint", values=(10, 20, 30), densities=(0.1, 0.5),
+        seeds=(0, 1), copies=3, dense=BASE,
+    )  # fmt: skip
+    assert len(cells) == 2 * 3 * 2
+    assert len(paths) == len(cells) * 3 * 11
+    assert cells[["test_error", "train_error", "lmc", "barrier", "cka"]].notna().all(axis=None)
+    ends = paths[paths.t.isin([0.0, 1.0])].groupby(["seed", "temperature", "density"]).train_error
+    own = cells.set_index(["seed", "temperature", "density"]).train_error
+    pd.testing.assert_series_equal(ends.mean().sort_index(), own.sort_index(), atol=1e-6)
+    assert set(tr.RegimeRule().regimes(cells)) <= {"I", "II-A", "II-B"}
+    assert cells.cka.between(0, 1 + 1e-6).all()
+
+
+def test_a_cell_with_a_diverged_copy_is_marked_and_the_rest_is_measured():
+    x, y = data()
+    states, table = tr.dense_networks(mlp, x, y, "checkpoint", (10, 30), [0], BASE)
+    copies, frame = tr.retrained_copies(mlp, states, table, x, y, [0.2, 0.5], 2, BASE)
+    frame.loc[0, "diverged"] = True
+    for name in copies:
+        copies[name][0] = float("nan")
+    cells, _ = tr.measure(mlp, copies, frame, (x, y), (x, y))
+    assert cells.diverged.tolist() == [True, False, False, False]
+    assert cells.test_error.isna().tolist() == [True, False, False, False]
+    assert cells.lmc.isna().tolist() == [True, False, False, False]
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: tr.magnitude_masks(mlp(generator(0)), 0.0), "density=0.0"),
+        (lambda: tr.magnitude_masks(mlp(generator(0)), 1.2), "density=1.2"),
+        (lambda: tr.magnitude_masks(mlp(generator(0)), 0.5, scope="local"), "scope='local'"),
+        (lambda: tr.magnitude_masks(mlp(generator(0)), [0.5, 0.2]), "2 values for 1 lanes"),
+        (lambda: tr.magnitude_masks(mlp(generator(0)), 0.5, ["9.weight"]), "no such tensor"),
+        (
+            lambda: tr.dense_networks(mlp, *data(), "heat", (1, 2), [0], BASE),
+            "axis='heat'",
+        ),
+        (
+            lambda: tr.dense_networks(mlp, *data(), "lr", (0.1,), [0], BASE),
+            "two or more",
+        ),
+        (
+            lambda: tr.retrained_copies(mlp, {}, pd.DataFrame(), *data(), [0.5], 1, BASE),
+            "at least two retrained copies",
+        ),
+        (
+            lambda: tr.path_errors(
+                LaneNet(mlp(generator(0))),
+                lane_nets.initial(mlp, [0]),
+                lane_nets.initial(cnn, [0]),
+                *data(),
+            ),
+            "not of one architecture",
+        ),
+        (lambda: tr.RegimeRule(epsilon=-1.0), "epsilon"),
+    ],
+)
+def test_bad_input_is_named(call, words):
+    with pytest.raises(ValueError) as error:
+        call()
+    assert words in str(error.value)
