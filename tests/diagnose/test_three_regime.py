@@ -205,6 +205,8 @@ def test_cka_of_one_class_is_refused():
     a = torch.softmax(torch.randn(50, 3, dtype=DOUBLE), -1)
     with pytest.raises(ValueError, match="0 / 0"):
         tr.linear_cka(a, torch.ones(50, 3, dtype=DOUBLE) / 3)
+    both = torch.stack([a, torch.ones(50, 3, dtype=DOUBLE) / 3])
+    assert tr.linear_cka(both, both, undefined="nan").isnan().tolist() == [False, True]
     with pytest.raises(ValueError, match="same inputs"):
         tr.linear_cka(a, a[:40])
 
@@ -276,7 +278,7 @@ def test_copies_share_start_and_mask_and_differ_in_order_alone():
 def test_the_grid_is_whole_and_its_numbers_are_those_of_the_parts():
     train_set, test_set = data(60), data(40, seed=6)
     cells, paths = tr.phase_grid(
-        mlp, train_set, test_set, axis="checkpoint", values=(10, 20, 30), densities=(0.1, 0.5),
+        mlp, train_set, test_set, axis="checkpoint", values=(10, 20, 30), densities=(0.3, 0.6),
         seeds=(0, 1), copies=3, dense=BASE,
     )  # fmt: skip
     assert len(cells) == 2 * 3 * 2

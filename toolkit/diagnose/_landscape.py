@@ -113,7 +113,7 @@ def barrier(error: Tensor) -> Tensor:
     return rise.amax(-1)
 
 
-def linear_cka(a: Tensor, b: Tensor) -> Tensor:
+def linear_cka(a: Tensor, b: Tensor, undefined: str = "raise") -> Tensor:
     r"""Linear CKA (...,) of two sets of outputs (..., n, K), biased, in its feature form.
 
     .. math:: \frac{\|A_c^\top B_c\|_F^2}{\|A_c^\top A_c\|_F\,\|B_c^\top B_c\|_F}
@@ -122,6 +122,7 @@ def linear_cka(a: Tensor, b: Tensor) -> Tensor:
 
     Args:
         a, b: outputs of two networks for the same n inputs, for example softmax outputs.
+        undefined: ``raise``, or ``nan`` for the pairs whose value is 0 / 0.
 
     Raises:
         ValueError: different shapes, or outputs that are the same for every input (0 / 0).
@@ -140,12 +141,13 @@ def linear_cka(a: Tensor, b: Tensor) -> Tensor:
     a, b = centred
     cross = (a.mT @ b).square().sum((-2, -1))
     own = torch.linalg.norm(a.mT @ a, dim=(-2, -1)) * torch.linalg.norm(b.mT @ b, dim=(-2, -1))
-    if bool((flat | (own == 0)).any()):
+    flat |= own == 0
+    if undefined == "raise" and bool(flat.any()):
         raise ValueError(
             "outputs do not depend on the input (a single class, or a dead network): CKA is 0 / 0. "
             "Leave that pair out, or look at the run."
         )
-    return cross / own
+    return (cross / own).masked_fill(flat, float("nan"))
 
 
 def curved(
