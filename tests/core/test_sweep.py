@@ -174,6 +174,16 @@ def test_a_write_that_fails_ends_the_sweep_and_leaves_no_half_file(store, monkey
     assert sorted(path.name for path in store.iterdir()) == before
 
 
+def test_a_relative_folder_is_where_the_sweep_began(tmp_path, marks, monkeypatch):
+    def stray(x):
+        os.chdir(marks)
+        return {"value": x}
+
+    monkeypatch.chdir(tmp_path)
+    table = sweep(stray, grid(x=[1, 2]), "store", n_jobs=1, version="1")
+    same(collect(tmp_path / "store"), table)
+
+
 def test_no_store_is_no_table(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no readable store\.json"):
         collect(tmp_path)
@@ -184,7 +194,7 @@ def test_no_store_is_no_table(tmp_path):
 
 def load(path, text):
     """A module from a file, as if it had just been edited and imported anew."""
-    path.write_text(text)
+    path.write_bytes(text.encode())
     spec = importlib.util.spec_from_file_location("edited", path)
     made = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(made)
@@ -195,8 +205,8 @@ def test_a_store_of_other_code_is_refused_and_the_file_named(store, tmp_path, mo
     path = tmp_path / "edited.py"
     text = "def job(x):\n    return {'value': x}\n"
     sweep(load(path, text).job, [{"x": 1}], store, n_jobs=1)
-    path.write_bytes(text.replace("\n", "\r\n").encode())
-    sweep(load(path, text).job, [{"x": 1}], store, n_jobs=1)  # line endings are no change
+    windows = load(path, text.replace("\n", "\r\n")).job
+    sweep(windows, [{"x": 1}], store, n_jobs=1)  # line endings are no change
 
     before = {file.name: file.read_bytes() for file in store.iterdir()}
     changed = load(path, text.replace("'value': x", "'value': x + 1")).job
@@ -234,6 +244,17 @@ def test_the_real_version_covers_the_toolkit_and_the_functions_own_file():
     assert {"toolkit/__init__.py", "toolkit/core/sweep.py", "tests/core/sweep_job.py"} <= set(files)
     assert code_version(sweep_job.square) == code_version(sweep_job.marked)
     assert code_version(sweep_job.square) != code_version(grid)
+
+
+def test_a_decorated_function_is_known_by_its_own_file(tmp_path):
+    decorator = "import functools\ndef wrap(f):\n    return functools.wraps(f)(lambda x: f(x))\n"
+    wrap = load(tmp_path / "decorator.py", decorator).wrap
+    path = tmp_path / "edited.py"
+    versions = {
+        code_version(wrap(load(path, f"def job(x):\n    return {{'value': {i}}}\n").job))
+        for i in range(2)
+    }
+    assert len(versions) == 2
 
 
 def test_another_function_is_refused_even_where_other_code_is_accepted(store):
@@ -468,6 +489,25 @@ def test_a_process_killed_once_costs_nothing(marks):
     assert table["status"].eq("done").all()
     assert table["value"].tolist() == list(range(8))
     assert calls(marks, 2) == 2
+
+
+def test_what_ended_unheard_of_is_taken_from_the_store(store, marks, monkeypatch):
+    class KilledWorker(Exception):
+        pass
+
+    class Mute:
+        def __init__(self, *args, **rest):
+            pass
+
+        def __call__(self, tasks):
+            for function, args, rest in tasks:
+                function(*args, **rest)
+            raise KilledWorker
+
+    monkeypatch.setattr(module.joblib, "Parallel", Mute)
+    table = sweep(sweep_job.marked, grid(x=[1, 2, 3], marks=str(marks)), store)
+    assert table["value"].tolist() == [1 / 3, 2 / 3, 1]
+    assert calls(marks) == 3
 
 
 def test_what_cannot_be_sent_to_a_worker_is_raised():

@@ -86,6 +86,7 @@ class PhaseDiagram:
         means["regime"] = regimes(table, epsilon, in_noise_units, cka, pairs)
         self.means = means.reset_index()
         self.means["normalised"] = normalised(self.means)
+        self._grids: dict[str, pd.DataFrame] = {}
         self.depth = depth(table, epsilon, in_noise_units, pairs)
         self.paths, self.temperature_label = paths, temperature_label
         self.temperatures = sorted(self.means["temperature"].unique().tolist())
@@ -100,7 +101,10 @@ class PhaseDiagram:
 
     def _grid(self, column: str) -> pd.DataFrame:
         """One column of the means as a grid, the coldest row first."""
-        return self.means.pivot(index="temperature", columns="density", values=column)
+        if column not in self._grids:
+            grid = self.means.pivot(index="temperature", columns="density", values=column)
+            self._grids[column] = grid
+        return self._grids[column]
 
     def _place(self, row: Mapping[str, Any]) -> str:
         return f"density {_percent(row['density'])}, {self._warmth(row['temperature'])}"
@@ -210,6 +214,7 @@ class PhaseDiagram:
             bar = fig.colorbar(mesh, ax=ax, location="bottom", aspect=40, pad=0.03)
             bar.set_label("test error above the best at that density", fontsize=11)
             bar.ax.tick_params(labelsize=SMALL)
+            bar.ax.locator_params(nbins=6)
             bar.outline.set_visible(False)
             looks = {True: ("black", "white"), False: ("white", "black")}  # face and edge
             for (i, j), (word, better) in self._moves().items():
@@ -336,8 +341,8 @@ class PhaseDiagram:
         )
         return (
             f"Four heat maps over {self._extent()}: {'; '.join(parts)}. {self._counts()} "
-            f"Test error is lowest at {self.temperature_label} {sparse} at the lowest density and at {full} "
-            "at the highest."
+            f"Test error is lowest at {self.temperature_label} {sparse} at the lowest density and "
+            f"at {full} at the highest."
         )
 
     def regime_map_alt(self) -> str:
@@ -393,7 +398,7 @@ class PhaseDiagram:
             high = max(-low, high, self.depth, TINY)
             low = -high
         elif high - low < TINY:
-            low, high = low - 0.01, high + 0.01
+            low, high = low - 0.01 * (column != "normalised"), high + 0.01
         colours, norm = colormaps[MAPS[column][1]], Normalize(low, high)
         mesh = _mesh(ax, values, cmap=colours, norm=norm)
         light = np.array([0.299, 0.587, 0.114])
@@ -441,7 +446,7 @@ class PhaseDiagram:
         for i, j in _spots(kinds):
             if all(abs(i - a) > 1 or abs(j - b) >= apart for a, b in put):
                 put.append((i, j))
-                box = {"facecolor": "white", "edgecolor": "none", "pad": 1.5, "alpha": 0.85}
+                box = {"facecolor": "white", "edgecolor": "none", "pad": 2.5}
                 looks = {"ha": "center", "va": "center", "fontsize": SMALL, "bbox": box}
                 ax.text(j, i, kinds[i, j], **looks)
 

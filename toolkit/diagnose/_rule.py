@@ -76,11 +76,11 @@ def checked(
             wrong |= (numbers <= 0) | (numbers > 1)
             why = "a density is the share of weights kept, in (0, 1]"
         if wrong.any():
-            row = table[wrong].iloc[0]
-            where = ", ".join(f"{key} {row[key]}" for key in keys if key != column)
-            if not np.isfinite(numbers[wrong].iloc[0]):
+            at = int(wrong.to_numpy().argmax())
+            where = ", ".join(f"{key} {table[key].iloc[at]}" for key in keys if key != column)
+            if not np.isfinite(numbers.iloc[at]):
                 why = "give a finite number, or leave out the run that diverged in every cell"
-            raise ValueError(f"{name} has {column} = {row[column]} at {where}: {why}.")
+            raise ValueError(f"{name} has {column} = {table[column].iloc[at]} at {where}: {why}.")
         table[column] = numbers
     have = pd.MultiIndex.from_frame(table[keys])
     if have.has_duplicates:
