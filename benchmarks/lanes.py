@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from benchmarks.timing import alternate, compare, emit
 from toolkit.core import nets
-from toolkit.core.lane_nets import initial, lane
+from toolkit.core.lane_nets import lane
 from toolkit.core.lanes import Lane, train
 from toolkit.core.runs import generator
 

@@ -222,7 +222,9 @@ def test_a_narrow_lane_computes_what_the_narrow_network_computes():
     masks = lane_nets.width_masks(make_bn_mlp(generator(0)), [0.5])
     for name, mask in masks.items():
         wide[name] = wide[name] * mask
-    narrow = nn.Sequential(nn.Linear(6, 4, bias=False), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 3)).double()
+    narrow = nn.Sequential(
+        nn.Linear(6, 4, bias=False), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 3)
+    ).double()
     cut = {"0.weight": (slice(4),), "3.weight": (slice(None), slice(4))}
     cut |= {f"1.{n}": (slice(4),) for n in ("weight", "bias", "running_mean", "running_var")}
     state = {name: t[0][cut[name]] if name in cut else t[0] for name, t in wide.items()}
@@ -327,10 +329,15 @@ def test_compiled_steps_give_the_same_weights():
             "must name a parameter",
         ),
         (
-            lambda x, y: train(make_mlp, [Lane()], x, y, states=lane_nets.initial(make_mlp, [0, 1])),
+            lambda x, y: train(
+                make_mlp, [Lane()], x, y, states=lane_nets.initial(make_mlp, [0, 1])
+            ),
             "1 lanes need",
         ),
-        (lambda x, y: train(make_mlp, [Lane()], x, y, memory_gib=1e-9), "Set memory_gib to at least"),
+        (
+            lambda x, y: train(make_mlp, [Lane()], x, y, memory_gib=1e-9),
+            "Set memory_gib to at least",
+        ),
         (lambda x, y: Lane(lr=math.nan), "lr=nan"),
         (lambda x, y: Lane(width=0.0), "width=0.0"),
         (lambda x, y: Lane(schedule="steps"), "schedule='steps'"),

@@ -147,8 +147,8 @@ class Stepper:
             now, place = divmod(step, per_epoch)
             if now != epoch:
                 epoch, order = now, self._order(lanes, now, per_epoch)
-            found = self._step(order[:, place], step,
-                               float(rates[step - begin, 0]) if alike else on_device[step - begin])  # fmt: skip
+            rate = float(rates[step - begin, 0]) if alike else on_device[step - begin]
+            found = self._step(order[:, place], step, rate)
             bad = ~torch.isfinite(found) & (diverged < 0)
             diverged.masked_fill_(bad, step)
             if place == 0:
@@ -240,7 +240,9 @@ class Stepper:
         second = math.sqrt(1 - BETA2 ** (step + 1))
         for w, g, m, v in zip(self.weights, grads, self.moments, self.squares, strict=True):
             w.mul_(1 - _column(rate * decay, w))
-            m.lerp_(g, 1 - _column(beta1, m)) if isinstance(beta1, Tensor) else m.lerp_(g, 1 - beta1)
+            m.lerp_(g, 1 - _column(beta1, m)) if isinstance(beta1, Tensor) else m.lerp_(
+                g, 1 - beta1
+            )
             v.mul_(BETA2).addcmul_(g, g, value=1 - BETA2)
             w.sub_(_column(rate / first, w) * m / (v.sqrt() / second + EPS))
 

@@ -16,12 +16,11 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from toolkit.core import lane_store
@@ -272,7 +271,9 @@ def _check(
         want = (len(lanes), *tensor.shape)
         got = tuple(start[name].shape) if name in start else None
         if got != want:
-            raise ValueError(f"states[{name!r}] has shape {got}, but {len(lanes)} lanes need {want}.")
+            raise ValueError(
+                f"states[{name!r}] has shape {got}, but {len(lanes)} lanes need {want}."
+            )
     for name, mask in (masks or {}).items():
         if name not in net.parameters or mask.shape != (len(lanes), *own[name].shape):
             raise ValueError(

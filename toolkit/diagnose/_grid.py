@@ -152,8 +152,8 @@ def measure(
     Returns:
         Two tables. Cells, one row per seed, temperature and density: ``test_error``,
         ``train_error`` (shares, means over copies), ``lmc``, ``barrier`` (shares, means over
-        pairs), ``cka`` (mean over pairs; NaN where a network gives one answer to everything). Paths, one row per pair and point: ``t``,
-        ``train_error``. Cells with a copy that diverged have NaN in place of numbers.
+        pairs), ``cka`` (mean over pairs; NaN where a network gives one answer to everything).
+        Paths, one row per pair and point: ``t``, ``train_error``. Cells with a copy that diverged have NaN in place of numbers.
     """
     net = LaneNet(make(generator(0, "template")).to(train_set[0].device))
     x, y = train_set
@@ -179,7 +179,9 @@ def measure(
         a, b = take(copies, [p[1] for p in part]), take(copies, [p[2] for p in part])
         along = path_errors(net, a, b, x, y)
         outputs = [torch.softmax(net.predict(s, x[:images]), -1) for s in (a, b)]
-        numbers = torch.stack([lmc(along), barrier(along), linear_cka(*outputs, undefined="nan")], 1).cpu()
+        numbers = torch.stack(
+            [lmc(along), barrier(along), linear_cka(*outputs, undefined="nan")], 1
+        ).cpu()
         for (cell, i, j), row, line in zip(
             part, numbers.tolist(), along.cpu().tolist(), strict=True
         ):
