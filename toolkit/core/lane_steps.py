@@ -209,17 +209,32 @@ class Stepper:
         out = self.net(states, x, train=True)
         each = F.cross_entropy(out.flatten(0, 1), y.flatten(), reduction="none")
         loss = each.view(y.shape).mean(1)
-        # the fused optimiser reads memory in order, and some gradients come transposed
-        return loss.detach(), [g.contiguous() for g in torch.autograd.grad(loss.sum(), leaves)]
+        return loss.detach(), list(torch.autograd.grad(loss.sum(), leaves))
+
+    def _lay_out(self, grads: list[Tensor]) -> None:
+        """Give weights and moments the memory order of their gradients.
+
+        Gradients of matrices come transposed. Copying them at every step would cost more than the
+        update; the fused optimiser reads memory in order and needs all of one tensor alike.
+        """
+        for i, g in enumerate(grads):
+            for tensors in (self.weights, self.moments, self.squares):
+                if tensors and tensors[i].stride() != g.stride():
+                    tensors[i] = torch.empty_strided(
+                        g.shape, g.stride(), dtype=g.dtype, device=g.device
+                    ).copy_(tensors[i])
 
     @torch.no_grad()
     def _update(self, grads: list[Tensor], step: int, rate: float | Tensor) -> None:
+        # empty_like keeps the strides of a tensor that fills its memory; others are copied
+        grads = [g if torch.empty_like(g).stride() == g.stride() else g.contiguous() for g in grads]
+        self._lay_out(grads)
         decay, momentum = self.columns["weight_decay"], self.columns["momentum"]
         if self.adam:
             self._adamw(grads, step, rate, decay, momentum)
         elif not any(isinstance(v, Tensor) for v in (decay, momentum, rate)):
             sgd(
-                self.weights, grads, self.moments, weight_decay=decay, momentum=momentum, lr=rate,
+                *map(_in_order, (self.weights, grads, self.moments)), weight_decay=decay, momentum=momentum, lr=rate,
                 dampening=0.0, nesterov=False, maximize=False, fused=True,
             )  # fmt: skip
         else:
@@ -245,6 +260,11 @@ class Stepper:
             )
             v.mul_(BETA2).addcmul_(g, g, value=1 - BETA2)
             w.sub_(_column(rate / first, w) * m / (v.sqrt() / second + EPS))
+
+
+def _in_order(tensors: list[Tensor]) -> list[Tensor]:
+    """Views whose axes follow memory: the fused optimiser would copy any others."""
+    return [t.permute(sorted(range(t.dim()), key=lambda d, t=t: -t.stride(d))) for t in tensors]
 
 
 def _column(value: float | Tensor, like: Tensor) -> Tensor:

@@ -7,12 +7,16 @@ open::
         table = sweep(function, jobs, folder)
 
 On Ray, call ``ray.util.joblib.register_ray()`` and say ``backend="ray"``. A cluster's workers need
-the same code as the caller, and a folder that all of them see. joblib gives each local process its
-share of the cores in OpenMP threads; what a job itself sets, as with torch.set_num_threads, is its
-own business.
+the same code as the caller, and a folder that all of them see. joblib waits forever for a task that
+Dask has given up, so raise ``distributed.scheduler.allowed-failures`` from 3 to 100, say, before you
+make the cluster. With a folder, a job whose workers keep dying then fails after ``TRIES``.
+
+joblib gives each local process its share of the cores in OpenMP threads; what a job itself sets, as
+with ``torch.set_num_threads``, is its own business.
 
 A store is a folder with ``store.json``, which names the function and the code, and one
-``job-<key>.json`` for each job that ended. The key is a hash of the function's name and the job.
+``job-<key>.json`` for each job that ended, beside ``job-<key>.tries`` while it runs. The key is a
+hash of the function's name and the job.
 Files are JSON as Python writes it: a loss may be ``NaN`` or ``Infinity``.
 """
 
@@ -42,6 +46,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 OWN = ("status", "error", "seconds")
+TRIES = 3
+DIED = "WorkerDied: the process that ran this job died each time"
 # How loky, Dask and Ray say that a worker is gone; by name, so that none has to be installed.
 GONE = {"TerminatedWorkerError", "KilledWorker", "RayActorError", "WorkerCrashedError"}
 
@@ -121,6 +127,7 @@ def sweep(
                 records[key] = record
             else:  # an old failure must not pass for the end of a job whose worker dies now
                 paths[key].unlink(missing_ok=True)
+                paths[key].with_suffix(".tries").unlink(missing_ok=True)
     tasks = {
         key: joblib.delayed(_run)(function, key, job, paths[key], version)
         for key, job in keyed.items()
@@ -265,8 +272,8 @@ def _run_all(
     order = "generator_unordered" if one_by_one else "list"
     left, breaks = dict(tasks), Counter()
     while left:
-        # twice in a pool that broke: the next time alone
-        alone = [key for key in left if breaks[key] == 2][:1]
+        # the last try is made alone, to tell a killer from the jobs that ran beside it
+        alone = [key for key in left if breaks[key] == TRIES - 1][:1]
         sent: list[str] = []
         batch = (sent.append(key) or left[key] for key in alone or list(left))
         try:
@@ -282,8 +289,7 @@ def _run_all(
                 _, _, job, path, version = left[key][1]
                 record = _read(path, "status")  # it may have ended without being heard of
                 if record is None and alone:
-                    error = "WorkerDied: its process ended each time, at last with this job alone"
-                    record = _record(job, version, error=error)
+                    record = _record(job, version, error=DIED)
                     _write(path, record)
                 if record is not None:
                     del left[key]
@@ -298,6 +304,15 @@ def _run(
     version: str | None,
 ) -> tuple[str, dict[str, Any]]:
     """One job, in its worker: its record is in the store before the caller hears of it."""
+    tries = None if path is None else path.with_suffix(".tries")
+    if tries is not None:  # counted here, since Dask tries a job again without a word
+        with tries.open("ab") as file:
+            file.write(b".")
+            count = file.tell()
+        if count > TRIES:
+            record = _record(job, version, error=DIED)
+            _write(path, record)
+            return key, record
     start = time.perf_counter()
     try:
         result = function(**job)
@@ -308,6 +323,8 @@ def _run(
         error = f"{type(caught).__name__}: {caught}\n{tail}".rstrip()
         record = _record(job, version, error=error, seconds=time.perf_counter() - start)
     _write(path, record)
+    if tries is not None:
+        tries.unlink(missing_ok=True)
     return key, record
 
 
