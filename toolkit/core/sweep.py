@@ -8,8 +8,8 @@ open::
 
 On Ray, call ``ray.util.joblib.register_ray()`` and say ``backend="ray"``. A cluster's workers need
 the same code as the caller, and a folder that all of them see. joblib waits forever for a task that
-Dask has given up, so raise ``distributed.scheduler.allowed-failures`` from 3 to 100, say, before you
-make the cluster. With a folder, a job whose workers keep dying then fails after ``TRIES``.
+Dask has given up, so set ``distributed.scheduler.allowed-failures`` to 100, say, before you make
+the cluster. With a folder, a job whose workers keep dying then fails after ``TRIES``.
 
 joblib gives each local process its share of the cores in OpenMP threads; what a job itself sets, as
 with ``torch.set_num_threads``, is its own business.
