@@ -150,6 +150,17 @@ def test_chunks_do_not_change_the_result(chunk):
     torch.testing.assert_close(parts.loss, whole.loss)
 
 
+def test_workers_do_not_change_the_result_and_leave_the_threads_as_they_were():
+    x, y = data(image=True)
+    several = [Lane(seed=s, order=s, steps=5 + 3 * s, batch=8) for s in range(5)]
+    one = train(make_convnet, several, x, y, chunk=1, workers=1)
+    before = torch.get_num_threads()
+    two = train(make_convnet, several, x, y, chunk=1, workers=2)
+    assert torch.get_num_threads() == before
+    for name, tensor in one.states.items():
+        torch.testing.assert_close(two.states[name], tensor, atol=1e-12, rtol=0)
+
+
 def test_equal_lanes_are_equal():
     x, y = data()
     result = train(make_mlp, [Lane(seed=1, order=2, steps=7, batch=8)] * 3, x, y)

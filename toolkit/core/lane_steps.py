@@ -234,7 +234,8 @@ class Stepper:
             self._adamw(grads, step, rate, decay, momentum)
         elif not any(isinstance(v, Tensor) for v in (decay, momentum, rate)):
             sgd(
-                *map(_in_order, (self.weights, grads, self.moments)), weight_decay=decay, momentum=momentum, lr=rate,
+                *map(_in_order, (self.weights, grads, self.moments)),
+                weight_decay=decay, momentum=momentum, lr=rate,
                 dampening=0.0, nesterov=False, maximize=False, fused=True,
             )  # fmt: skip
         else:

@@ -16,10 +16,12 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import joblib
 import torch
 from torch import Tensor
 
@@ -158,6 +160,7 @@ def train(
     snapshots: Sequence[int] = (),
     memory_gib: float = 2.0,
     chunk: int | None = None,
+    workers: int | None = None,
     folder: str | Path | None = None,
     progress: bool | None = None,
     compile: bool = False,
@@ -176,10 +179,14 @@ def train(
         snapshots: steps after which the states are also kept; 0 is the start.
         memory_gib: what training and its results may take together.
         chunk: lanes trained together at most; by default what suits the device and the budget.
+        workers: chunks trained side by side on a CPU, each on one thread, which for tensors this
+            small is faster than several threads on one chunk; by default as many as PyTorch has
+            threads. 1 leaves PyTorch's threads alone.
         folder: where finished chunks are kept, to go on after an interruption.
         progress: a bar with the remaining time; by default where a person looks (a terminal).
-        compile: compile the step with ``torch.compile``; on a GPU with CUDA graphs. Pays for long
-            runs only: compiling takes from seconds to a minute per shape.
+        compile: compile the step with ``torch.compile``; on a GPU with CUDA graphs. Compiling takes
+            up to a minute per shape. On a CPU it slowed the MLP of the benchmarks down and gave
+            the convolutional network a tenth.
 
     Returns:
         The results. A lane whose loss is no longer finite is marked in ``diverged``; the others
@@ -202,13 +209,16 @@ def train(
     masks = {name: mask.to(x) for name, mask in (masks or {}).items()}
     classes = int(y.max()) + 1
     held = _held(start, len(snapshots))
+    if workers is None:
+        workers = torch.get_num_threads() if x.device.type == "cpu" and not compile else 1
     groups: dict[tuple[int, bool], list[int]] = {}
     for m, lane in enumerate(lanes):
         groups.setdefault((lane.batch, lane.rho > 0), []).append(m)
     parts: list[list[int]] = []
     for members in groups.values():
         members.sort(key=lambda m: -lanes[m].steps)
-        size = _chunk(net, lanes[members[0]], x, start, held, memory_gib, chunk, optimizer)
+        size = _chunk(net, lanes[members[0]], x, start, held, memory_gib, workers, chunk, optimizer)
+        size = min(size, math.ceil(len(members) / workers))
         parts += [members[i : i + size] for i in range(0, len(members), size)]
 
     result = Trained(
@@ -220,19 +230,43 @@ def train(
     )
     store = lane_store.Store(folder, template, x, y, optimizer, snapshots) if folder else None
     with _bar(sum(lane.steps for lane in lanes), progress) as bar:
-        for members in parts:
+
+        def run(members: list[int]) -> tuple[list[int], dict[str, Tensor]]:
             chosen = [lanes[m] for m in members]
             state, mask = take(start, members), take(masks, members) if masks else {}
             done = store.load(chosen, state, mask) if store else None
             if done is None:
-                stepper = Stepper(net, chosen, x, y, classes, state, mask, optimizer, compile)
+                # calling a module with other weights is not safe in two threads at once
+                own = LaneNet(template) if workers > 1 else net
+                stepper = Stepper(own, chosen, x, y, classes, state, mask, optimizer, compile)
                 done = stepper.run(snapshots, bar.update)
                 if store:
                     store.save(chosen, state, mask, done)
             else:
                 bar.update(sum(lane.steps for lane in chosen))
+            return members, done
+
+        for members, done in _side_by_side(run, parts, workers):
             _write(result, members, done)
     return result
+
+
+def _side_by_side(run: Callable, parts: list[list[int]], workers: int) -> Iterator:
+    """Results as they come; with several workers each has one of PyTorch's threads."""
+    if workers == 1 or len(parts) == 1:
+        yield from map(run, parts)
+        return
+    before = torch.get_num_threads()
+
+    def alone(members: list[int]) -> Any:
+        torch.set_num_threads(1)
+        return run(members)
+
+    pool = joblib.Parallel(workers, prefer="threads", return_as="generator_unordered")
+    try:
+        yield from pool(joblib.delayed(alone)(members) for members in parts)
+    finally:
+        torch.set_num_threads(before)
 
 
 def _write(result: Trained, members: list[int], done: dict[str, Tensor]) -> None:
@@ -296,6 +330,7 @@ def _chunk(
     states: States,
     held: int,
     memory_gib: float,
+    workers: int,
     chunk: int | None,
     optimizer: str,
 ) -> int:
@@ -321,7 +356,7 @@ def _chunk(
             f"memory_gib to at least {(held + need) / 2**30:.3g}, or train fewer lanes or keep "
             "fewer snapshots at a time."
         )
-    fits = int(room // need)
+    fits = max(1, int(room // need // workers))
     # on a CPU a chunk whose step stays in the cache is faster than a larger one
     suits = max(1, CACHE // need) if x.device.type == "cpu" else fits
     return max(1, min(fits, chunk if chunk is not None else suits))

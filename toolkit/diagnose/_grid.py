@@ -153,7 +153,8 @@ def measure(
         Two tables. Cells, one row per seed, temperature and density: ``test_error``,
         ``train_error`` (shares, means over copies), ``lmc``, ``barrier`` (shares, means over
         pairs), ``cka`` (mean over pairs; NaN where a network gives one answer to everything).
-        Paths, one row per pair and point: ``t``, ``train_error``. Cells with a copy that diverged have NaN in place of numbers.
+        Paths, one row per pair and point: ``t``, ``train_error``. Cells with a copy that diverged
+        have NaN in place of numbers.
     """
     net = LaneNet(make(generator(0, "template")).to(train_set[0].device))
     x, y = train_set
