@@ -17,6 +17,7 @@ import nbformat
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
+from book.engine.pictures import lighten
 from book.engine.project import Chapter, EngineError, Project
 from book.engine.source import TITLE, TOKEN, Source, tags, with_scale
 
@@ -153,7 +154,7 @@ def seed_count(results: Path | None) -> int:
 
 
 def clean(outputs: list[list[dict]], project: Project, scratch: str) -> list[list[dict]]:
-    """Outputs without widget references and without paths of this machine."""
+    """Outputs without widget references or paths of this machine, with lighter pictures."""
     places = {
         f"{scratch}/cwd": ".",
         scratch: ".",
@@ -173,7 +174,7 @@ def clean(outputs: list[list[dict]], project: Project, scratch: str) -> list[lis
                 value = CELL_FILE.sub("[cell]", value)
             for path in longest:
                 value = re.sub(rf"(?<![\w.-]){re.escape(path)}(?![\w.-])", places[path], value)
-            return value
+            return lighten(value)
         if isinstance(value, list):
             return [scrub(item) for item in value]
         if isinstance(value, dict):
