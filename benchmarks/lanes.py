@@ -64,7 +64,7 @@ def largest_difference(make: Make, lanes: list[Lane], x: Tensor, y: Tensor) -> f
 
 
 def one(name: str, make: Make, count: int, side: tuple[int, ...], where: str, rounds: int,
-        threads: int, steps: int = 20) -> None:  # fmt: skip
+        threads: int, steps: int = 60) -> None:  # fmt: skip
     """One comparison: ``count`` lanes against as many separate runs."""
     device = torch.device("cuda" if where.startswith("gpu") else "cpu")
     draw = torch.Generator().manual_seed(0)
