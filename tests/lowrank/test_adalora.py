@@ -134,7 +134,9 @@ def test_compact_keeps_the_map_and_its_scale():
 def test_compact_of_a_layer_without_triplets_leaves_the_base():
     model, base = network(), network()
     adapted = adapt(model, METHOD, targets=["2"])
+    assert adapted.costs()["changed"] == 6 * 7
     adapted.adapters["2"].compact()
+    assert adapted.costs()["changed"] == 0
     assert adapted.adapters["2"].P.shape == (6, 0)
     x = torch.randn(3, 5, dtype=torch.float64)
     torch.testing.assert_close(adapted(x), base(x))
