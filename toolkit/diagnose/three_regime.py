@@ -120,5 +120,16 @@ class RegimeRule:
         validate(self)
 
     def regimes(self, cells: pd.DataFrame) -> pd.Series:
-        """``I``, ``II-A`` or ``II-B`` for every row of a table with ``lmc`` and ``cka``."""
+        """``I``, ``II-A`` or ``II-B`` for every cell, from its means over the dense seeds.
+
+        Args:
+            cells: one row per seed, temperature and density, with ``lmc`` and ``cka``.
+
+        Returns:
+            A Series over (temperature, density).
+
+        Raises:
+            ValueError: the grid has a hole or a number that is not finite, or ``epsilon`` is below
+                1 in noise units, where noise alone would decide.
+        """
         return regimes(cells, self.epsilon, self.in_noise_units, self.cka)
