@@ -12,6 +12,7 @@ from torch import nn
 from toolkit.core import lane_nets, lanes, nets
 from toolkit.core.lanes import Lane, train
 from toolkit.core.runs import generator
+from toolkit.diagnose import _losses as losses
 
 DOUBLE = torch.float64
 
@@ -58,13 +59,13 @@ def data(n=40, image=False):
     return x, torch.randint(0, 3, (n,), generator=draw)
 
 
-def alone(make, lane, x, y, optimizer="sgd", masks=None, state=None):
+def alone(make, lane, x, y, optimizer="sgd", masks=None, state=None, loss=F.cross_entropy):
     """One network trained by PyTorch's own optimiser, as a reader would write it."""
     model = make(generator(lane.seed, "weights"))
     if state is not None:
         model.load_state_dict(state)
     masks = masks or {}
-    named = dict(model.named_parameters())
+    named = {n: p for n, p in model.named_parameters() if p.requires_grad}
 
     @torch.no_grad()
     def mask_all(gradients=False):
@@ -74,11 +75,11 @@ def alone(make, lane, x, y, optimizer="sgd", masks=None, state=None):
     mask_all()
     if optimizer == "sgd":
         descent = torch.optim.SGD(
-            model.parameters(), lr=1.0, momentum=lane.momentum, weight_decay=lane.weight_decay
+            named.values(), lr=1.0, momentum=lane.momentum, weight_decay=lane.weight_decay
         )
     else:
         descent = torch.optim.AdamW(
-            model.parameters(), lr=1.0, betas=(lane.momentum, 0.999), weight_decay=lane.weight_decay
+            named.values(), lr=1.0, betas=(lane.momentum, 0.999), weight_decay=lane.weight_decay
         )
     labels = lanes.labels_with_noise(y, 3, lane.noise, lane.noise_seed)
     per_epoch = len(x) // lane.batch
@@ -88,7 +89,7 @@ def alone(make, lane, x, y, optimizer="sgd", masks=None, state=None):
         pick = order[place * lane.batch : (place + 1) * lane.batch]
         descent.param_groups[0]["lr"] = lane.rate(step)
         model.zero_grad()
-        F.cross_entropy(model(x[pick]), labels[pick]).backward()
+        loss(model(x[pick]), labels[pick]).backward()
         mask_all(gradients=True)
         if lane.rho:
             kept = {n: b.clone() for n, b in model.named_buffers()}
@@ -98,7 +99,7 @@ def alone(make, lane, x, y, optimizer="sgd", masks=None, state=None):
                 for p in named.values():
                     p.add_(lane.rho * p.grad / (norm + 1e-12))
             model.zero_grad()
-            F.cross_entropy(model(x[pick]), labels[pick]).backward()
+            loss(model(x[pick]), labels[pick]).backward()
             mask_all(gradients=True)
             with torch.no_grad():
                 for n, p in named.items():
@@ -137,6 +138,208 @@ def test_lanes_equal_runs_of_their_own_with_all_options(make, optimizer):
         own = alone(make, lane, x, y, optimizer, {name: mask[m] for name, mask in both.items()})
         for name, tensor in own.items():
             torch.testing.assert_close(found.states[name][m], tensor, atol=1e-10, rtol=1e-10)
+
+
+def rows_for(count, n, size=40):
+    """Examples (count, n) of each lane: drawn with replacement, so some come twice."""
+    return torch.randint(0, size, (count, n), generator=torch.Generator().manual_seed(count))
+
+
+def assert_lanes_equal(found, several, own, tolerance=1e-10):
+    for m, lane in enumerate(several):
+        for name, tensor in own(m, lane).items():
+            torch.testing.assert_close(found.states[name][m], tensor, atol=tolerance,
+                                       rtol=tolerance)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("make", "optimizer"), [(make_bn_mlp, "sgd"), (make_bn_mlp, "adamw"), (make_convnet, "sgd")]
+)
+def test_lanes_with_rows_equal_runs_on_those_examples(make, optimizer):
+    x, y = data(image=make is make_convnet)
+    # label noise belongs to the training set, not to a lane's part of it: tested below
+    several = [Lane(**{**vars(lane), "noise": 0.0}) for lane in EVERYTHING if lane.width == 1]
+    several = [Lane(**{**vars(lane), "lr": 0.05}) for lane in several]
+    rows = rows_for(len(several), 27)
+    found = train(make, several, x, y, rows=rows, optimizer=optimizer, chunk=3)
+    assert_lanes_equal(
+        found, several, lambda m, lane: alone(make, lane, x[rows[m]], y[rows[m]], optimizer)
+    )
+
+
+def test_rows_choose_among_labels_that_carry_the_noise():
+    x, y = data()
+    several = [Lane(seed=s, order=s, steps=7 + s, batch=8, noise=0.3, noise_seed=s)
+               for s in range(3)]  # fmt: skip
+    rows = rows_for(3, 20)
+    found = train(make_mlp, several, x, y, rows=rows)
+
+    def own(m, lane):
+        noisy = lanes.labels_with_noise(y, 3, 0.3, lane.noise_seed)[rows[m]]
+        clean = Lane(**{**vars(lane), "noise": 0.0})
+        return alone(make_mlp, clean, x[rows[m]], noisy)
+
+    assert_lanes_equal(found, several, own)
+
+
+def test_rows_of_all_examples_are_no_rows():
+    x, y = data()
+    several = [Lane(seed=s, order=s, steps=12, batch=8) for s in range(3)]
+    plain = train(make_mlp, several, x, y)
+    whole = train(make_mlp, several, x, y, rows=torch.arange(40).expand(3, -1))
+    for name, tensor in plain.states.items():
+        assert torch.equal(whole.states[name], tensor)
+    torch.testing.assert_close(whole.loss, plain.loss, atol=0, rtol=0)
+
+
+LENGTHS = [Lane(seed=0, order=0, steps=9, batch=8), Lane(seed=1, order=3, steps=23, batch=8),
+           Lane(seed=2, order=3, steps=17, batch=20), Lane(seed=3, order=5, steps=12, batch=8),
+           Lane(seed=4, order=1, steps=12, batch=8, rho=0.2),
+           Lane(seed=5, order=2, steps=23, batch=20, lr=0.05)]  # fmt: skip
+
+
+@pytest.mark.parametrize(("per_example", "chunk"), [(True, 2), (False, 6)])
+def test_a_loss_that_depends_on_the_lane_equals_runs_with_that_loss(per_example, chunk):
+    x, y = data()
+    strength = torch.arange(1, 7, dtype=DOUBLE)
+
+    def loss(logits, labels, numbers):
+        assert logits.shape[:2] == labels.shape
+        assert numbers.shape == labels.shape[:1]
+        powers = strength[numbers].view(-1, 1, 1)
+        value = -(powers * logits).log_softmax(-1).gather(-1, labels[..., None])[..., 0]
+        return value if per_example else value.mean(1)
+
+    rows = rows_for(6, 31)
+    found = train(make_mlp, LENGTHS, x, y, rows=rows, loss=loss, chunk=chunk, workers=1)
+
+    def own(m, lane):
+        scaled = lambda z, t: F.cross_entropy((m + 1) * z, t)  # noqa: E731
+        return alone(make_mlp, lane, x[rows[m]], y[rows[m]], loss=scaled)
+
+    assert_lanes_equal(found, LENGTHS, own)
+
+
+def modules(kind):
+    """One loss per lane of LENGTHS, each with numbers of its own."""
+    draw = torch.Generator().manual_seed(1)
+    priors = torch.randn(6, 3, generator=draw, dtype=DOUBLE).mul(1.5).softmax(1)
+    if kind is losses.ClassBalancedLoss:
+        return [kind((1000 * p).ceil(), 0.99) for p in priors]
+    return [kind(p) for p in priors]
+
+
+KINDS = [losses.LogitAdjustedLoss, losses.LADELoss, losses.ClassBalancedLoss]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_module_per_lane_equals_runs_with_each_module(kind):
+    x, y = data()
+    own = modules(kind)
+    found = train(make_mlp, LENGTHS, x, y, loss=lanes.lane_loss(own), chunk=2, workers=1)
+    assert_lanes_equal(found, LENGTHS, lambda m, lane: alone(make_mlp, lane, x, y, loss=own[m]))
+    reported = train(make_mlp, LENGTHS[:1], x, y, loss=lanes.lane_loss(own[:1])).loss
+    torch.testing.assert_close(found.loss[:1], reported)
+
+
+def test_modules_of_several_kinds_equal_runs_with_each_module():
+    x, y = data()
+    adjusted, lade = modules(losses.LogitAdjustedLoss), modules(losses.LADELoss)
+    own = [adjusted[0], losses.FocalLoss(1.0), lade[2], losses.FocalLoss(3.0), adjusted[4],
+           nn.CrossEntropyLoss()]  # fmt: skip
+    rows = rows_for(6, 31)
+    for chunk in (2, 6):
+        loss = lanes.lane_loss(own)
+        found = train(make_mlp, LENGTHS, x, y, rows=rows, loss=loss, chunk=chunk, workers=1)
+        assert_lanes_equal(
+            found,
+            LENGTHS,
+            lambda m, lane: alone(make_mlp, lane, x[rows[m]], y[rows[m]], loss=own[m]),
+        )
+
+
+class Sharpened(nn.Module):
+    """A loss whose setting is in a module inside."""
+
+    def __init__(self, gamma):
+        super().__init__()
+        self.inner = losses.FocalLoss(gamma)
+
+    def forward(self, logits, labels):
+        return self.inner(logits, labels)
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        [Sharpened(1.0), Sharpened(3.0)],
+        [losses.FocalLoss(), losses.FocalLoss(weight=torch.tensor([1.0, 2, 3], dtype=DOUBLE))],
+    ],
+)
+def test_modules_that_only_look_alike_are_kept_apart(own):
+    z, y = torch.randn(2, 5, 3, dtype=DOUBLE), torch.randint(0, 3, (2, 5))
+    found = lanes.lane_loss(own)(z, y, torch.arange(2))
+    for m in range(2):
+        torch.testing.assert_close(found[m], own[m](z[m], y[m]))
+
+
+def test_one_module_per_lane_works_with_several_workers():
+    x, y = data()
+    own = modules(losses.LADELoss)
+    several = [Lane(seed=m % 6, order=m, steps=40, batch=8) for m in range(12)]
+    one = train(make_mlp, several, x, y, loss=lanes.lane_loss(own * 2), workers=1)
+    for _ in range(3):  # a race need not show every time
+        two = train(make_mlp, several, x, y, loss=lanes.lane_loss(own * 2), workers=3, chunk=1)
+        for name, tensor in one.states.items():
+            torch.testing.assert_close(two.states[name], tensor, atol=1e-10, rtol=0)
+
+
+def test_the_modules_of_lane_loss_are_left_alone():
+    own = modules(losses.LADELoss)
+    before = [m.prior.clone() for m in own]
+    loss = lanes.lane_loss(own)
+    z, y = torch.randn(2, 5, 3, dtype=DOUBLE), torch.randint(0, 3, (2, 5))
+    found = loss(z, y, torch.tensor([4, 1]))
+    for k, m in enumerate((4, 1)):
+        torch.testing.assert_close(found[k], own[m](z[k], y[k]))
+    assert all(torch.equal(m.prior, b) for m, b in zip(own, before, strict=True))
+
+
+def make_frozen(draw):
+    net = make_bn_mlp(draw)
+    net[0].requires_grad_(False)
+    net[1].bias.requires_grad_(False)
+    return net
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_frozen_parameters_stay_as_they_are_and_decay_nothing(optimizer):
+    x, y = data()
+    several = [Lane(seed=s, order=s, steps=9 + s, batch=8, weight_decay=0.5, lr=0.05, rho=0.1 * s)
+               for s in range(3)]  # fmt: skip
+    start = lane_nets.initial(make_frozen, [0, 1, 2])
+    start["1.bias"] += 0.3
+    found = train(make_frozen, several, x, y, states=start, optimizer=optimizer)
+    for name in ("0.weight", "1.bias"):
+        assert torch.equal(found.states[name], start[name])
+    for name in ("1.weight", "3.weight", "3.bias"):
+        assert not torch.equal(found.states[name], start[name])
+    assert not torch.equal(found.states["1.running_mean"], start["1.running_mean"])
+    assert_lanes_equal(
+        found,
+        several,
+        lambda m, lane: alone(make_frozen, lane, x, y, optimizer,
+                              state={n: t[m] for n, t in start.items()}),
+    )  # fmt: skip
+
+
+def test_a_narrow_lane_cuts_frozen_layers_too():
+    x, y = data()
+    start = lane_nets.initial(make_frozen, [0])
+    found = train(make_frozen, [Lane(steps=4, batch=8, width=0.5)], x, y).states
+    for name in ("0.weight", "1.weight", "1.bias"):
+        assert not found[name][0, 4:].any(), name
+    assert torch.equal(found["0.weight"][0, :4], start["0.weight"][0, :4])
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 5])
@@ -306,6 +509,30 @@ def test_finished_chunks_are_not_run_again(tmp_path, monkeypatch):
     assert ran == [2, 2, 2]
 
 
+def test_a_kept_chunk_is_not_taken_for_one_of_other_rows_or_frozen_layers(tmp_path):
+    x, y = data()
+    several = [Lane(seed=s, order=s, steps=6, batch=8) for s in range(2)]
+    rows, others = rows_for(2, 20), rows_for(2, 20).flip(1)
+    # the same examples in another order, others, none at all, and a layer that does not train
+    runs = [
+        (make_bn_mlp, rows),
+        (make_bn_mlp, others),
+        (make_bn_mlp, None),
+        (make_bn_mlp, rows.flip(0)),
+        (make_frozen, rows),
+    ]
+    kept = [train(make, several, x, y, rows=r, folder=tmp_path) for make, r in runs]
+    for (make, r), result in zip(runs, kept, strict=True):
+        fresh = train(make, several, x, y, rows=r)
+        again = train(make, several, x, y, rows=r, folder=tmp_path)
+        for name, tensor in fresh.states.items():
+            torch.testing.assert_close(result.states[name], tensor, atol=1e-12, rtol=0)
+            assert torch.equal(again.states[name], result.states[name])
+    chunks = {p.name for p in tmp_path.iterdir()}
+    train(make_bn_mlp, several, x, y, rows=rows, folder=tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == chunks  # nothing was run again
+
+
 def test_the_bar_counts_every_step():
     x, y = data()
     counts = []
@@ -349,6 +576,41 @@ def test_compiled_steps_give_the_same_weights():
             lambda x, y: train(make_mlp, [Lane()], x, y, memory_gib=1e-9),
             "Set memory_gib to at least",
         ),
+        (
+            lambda x, y: train(make_mlp, [Lane()] * 2, x, y, rows=torch.zeros(3, 40).long()),
+            "rows has shape (3, 40): give (lanes, examples of each), here (2, n)",
+        ),
+        (
+            lambda x, y: train(make_mlp, [Lane()], x, y, rows=torch.arange(40)),
+            "rows has shape (40,)",
+        ),
+        (
+            lambda x, y: train(make_mlp, [Lane()], x, y, rows=torch.zeros(1, 0).long()),
+            "rows has shape (1, 0)",
+        ),
+        (
+            lambda x, y: train(make_mlp, [Lane()], x, y, rows=torch.arange(1, 41)[None]),
+            "rows must hold whole numbers from 0 to 39",
+        ),
+        (
+            lambda x, y: train(make_mlp, [Lane()], x, y, rows=torch.arange(40)[None] - 1),
+            "rows must hold whole numbers from 0 to 39",
+        ),
+        (
+            lambda x, y: train(make_mlp, [Lane()], x, y, rows=torch.zeros(1, 40)),
+            "rows must hold whole numbers from 0 to 39",
+        ),
+        (
+            lambda x, y: train(make_mlp, [Lane(batch=21)], x, y, rows=torch.arange(20)[None]),
+            "larger than the 20 training examples",
+        ),
+        (
+            lambda x, y: train(
+                make_mlp, [Lane()], x, y, folder="unused", loss=lambda z, t, m: z.sum((1, 2))
+            ),
+            "folder and loss",
+        ),
+        (lambda x, y: lanes.lane_loss([]), "losses is empty"),
         (lambda x, y: Lane(lr=math.nan), "lr=nan"),
         (lambda x, y: Lane(width=0.0), "width=0.0"),
         (lambda x, y: Lane(schedule="steps"), "schedule='steps'"),

@@ -98,7 +98,7 @@ class LaneNet:
                     "an argument and have none for it; set p=0."
                 )
         self.template = copy.deepcopy(template)
-        self.parameters = [name for name, _ in self.template.named_parameters()]
+        self.parameters = [n for n, p in self.template.named_parameters() if p.requires_grad]
         self.norms = [m for m in self.template.modules() if isinstance(m, _BatchNorm)]
 
     def __call__(self, states: States, x: Tensor, train: bool = False) -> Tensor:

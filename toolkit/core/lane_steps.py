@@ -2,24 +2,89 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import threading
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
 from torch.optim.sgd import sgd
 
-from toolkit.core.lane_nets import LaneNet, States
+from toolkit.core.lane_nets import LaneNet, States, stack
 from toolkit.core.runs import generator
 
 if TYPE_CHECKING:
     from toolkit.core.lanes import Lane
 
+LaneLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 BETA2, EPS = 0.999, 1e-8
 SAM_EPS = 1e-12  # official SAM code, beside the norm
+
+
+def cross_entropy(logits: Tensor, y: Tensor, lanes: Tensor | None = None) -> Tensor:
+    """Cross-entropy (M, b) of logits (M, b, K) and labels (M, b), the same for all lanes."""
+    return F.cross_entropy(logits.flatten(0, 1), y.flatten(), reduction="none").view(y.shape)
+
+
+def lane_loss(losses: Sequence[nn.Module]) -> LaneLoss:
+    """One loss for all lanes from one module per lane.
+
+    Modules that are alike in all but their buffers are computed at once.
+
+    Args:
+        losses: M modules over logits (b, K) and labels (b,), each returning a number.
+
+    Returns:
+        What ``train`` takes as ``loss``: the modules' values (M',) for the lanes at hand.
+
+    Raises:
+        ValueError: no module.
+    """
+    kinds: dict[str, list[int]] = {}
+    for m, module in enumerate(losses):
+        settings = [
+            (name, type(part), {k: v for k, v in sorted(vars(part).items()) if k[0] != "_"})
+            for name, part in module.named_modules()
+        ]
+        shapes = {name: tuple(t.shape) for name, t in module.state_dict().items()}
+        kinds.setdefault(f"{settings} {shapes}", []).append(m)
+    if not kinds:
+        raise ValueError("losses is empty: give one module per lane.")
+    parts = [(losses[own[0]], stack([losses[m] for m in own]), own) for own in kinds.values()]
+    spot = torch.empty(len(losses), dtype=torch.int64)
+    for _, _, own in parts:
+        spot[own] = torch.arange(len(own))
+
+    local = threading.local()
+
+    def loss(logits: Tensor, y: Tensor, lanes: Tensor) -> Tensor:
+        # calling a module with other buffers is not safe in two threads at once
+        if not hasattr(local, "modules"):
+            local.modules = [copy.deepcopy(module) for module, _, _ in parts]
+        if len(parts) == 1:
+            return _batched(local.modules[0], parts[0][1], lanes, logits, y)
+        numbers = lanes.tolist()
+        value = logits.new_zeros(len(numbers))
+        for module, (_, states, own) in zip(local.modules, parts, strict=True):
+            members = set(own)
+            here = [i for i, m in enumerate(numbers) if m in members]
+            if here:
+                at = torch.tensor(here, device=logits.device)
+                place = spot[[numbers[i] for i in here]].to(logits.device)
+                value = value.index_copy(0, at, _batched(module, states, place, logits[at], y[at]))
+        return value
+
+    return loss
+
+
+def _batched(module: nn.Module, states: States, place: Tensor, logits: Tensor, y: Tensor) -> Tensor:
+    own = {name: t.to(logits.device)[place] for name, t in states.items()}
+    return vmap(lambda s, z, t: functional_call(module, s, (z, t)))(own, logits, y)
 
 
 class Stepper:
@@ -34,6 +99,10 @@ class Stepper:
         masks: parameter name -> (M, ...).
         optimizer: ``sgd`` or ``adamw``.
         compile: whether to compile the gradient.
+        rows: (M, n) examples that each lane trains on; None for all of ``x``.
+        loss: takes logits (M, b, K), labels (M, b) and the lanes' numbers (M,), and returns (M, b)
+            or (M,).
+        numbers: (M,) what the lanes are called in ``loss``.
     """
 
     def __init__(
@@ -47,6 +116,9 @@ class Stepper:
         masks: States,
         optimizer: str,
         compile: bool,
+        rows: Tensor | None = None,
+        loss: LaneLoss | None = None,
+        numbers: Tensor | None = None,
     ):
         from toolkit.core.lanes import labels_with_noise
 
@@ -60,13 +132,17 @@ class Stepper:
         for w, mask in zip(self.weights, self.masks, strict=True):
             if mask is not None:
                 w.mul_(mask)
+        for name in self.buffers.keys() & masks.keys():  # frozen parameters
+            self.buffers[name].mul_(masks[name])
         self.moments = [torch.zeros_like(w) for w in self.weights]
         self.squares = [torch.zeros_like(w) for w in self.weights] if self.adam else []
         kinds = sorted({(lane.noise, lane.noise_seed) for lane in lanes})
-        rows = [kinds.index((lane.noise, lane.noise_seed)) for lane in lanes]
+        which = [kinds.index((lane.noise, lane.noise_seed)) for lane in lanes]
         tables = torch.stack([labels_with_noise(y, classes, *kind) for kind in kinds])
         # one row serves all lanes where there is one kind of labels
-        self.labels = tables[torch.tensor(rows, device=y.device)] if len(kinds) > 1 else tables
+        self.labels = tables[torch.tensor(which, device=y.device)] if len(kinds) > 1 else tables
+        self.rows, self.loss, self.numbers = rows, loss or cross_entropy, numbers
+        self.size = len(x) if rows is None else rows.shape[1]
         self.columns = self._columns(len(lanes))
         self.total, self.counted = x.new_zeros(len(lanes)), 0
         self.gradient = self._gradient
@@ -126,6 +202,8 @@ class Stepper:
         self.masks = [t if t is None else t[:count] for t in self.masks]
         self.buffers = {n: t[:count].clone() for n, t in self.buffers.items()}
         self.total = self.total[:count]
+        self.rows = None if self.rows is None else self.rows[:count]
+        self.numbers = None if self.numbers is None else self.numbers[:count]
         if len(self.labels) > 1:
             self.labels = self.labels[:count]
         if count:
@@ -136,7 +214,7 @@ class Stepper:
     ) -> None:
         count = len(self.weights[0])
         lanes = self.lanes[:count]
-        per_epoch = len(self.x) // lanes[0].batch
+        per_epoch = self.size // lanes[0].batch
         rates = torch.tensor([[lane.rate(s) for lane in lanes] for s in range(begin, end)],
                              dtype=torch.float64)  # fmt: skip
         alike = bool((rates == rates[:, :1]).all())
@@ -163,19 +241,22 @@ class Stepper:
 
     def _order(self, lanes: Sequence[Lane], epoch: int, per_epoch: int) -> Tensor:
         """Indices (M, steps of the epoch, b); equal order seeds see equal batches."""
-        size = len(self.x)
         drawn: dict[int, Tensor] = {}
         for lane in lanes:
             if lane.order not in drawn:
                 draw = generator(lane.order, "order", epoch)
-                drawn[lane.order] = torch.randperm(size, generator=draw)
+                drawn[lane.order] = torch.randperm(self.size, generator=draw)
         unique = list(drawn)
         table = torch.stack(list(drawn.values()))[:, : per_epoch * lanes[0].batch]
         table = table.to(self.x.device).view(len(unique), per_epoch, lanes[0].batch)
         if len(unique) == 1:
-            return table.expand(len(lanes), -1, -1)
-        return table[torch.tensor([unique.index(lane.order) for lane in lanes],
-                                  device=self.x.device)]  # fmt: skip
+            table = table.expand(len(lanes), -1, -1)
+        else:
+            which = [unique.index(lane.order) for lane in lanes]
+            table = table[torch.tensor(which, device=self.x.device)]
+        if self.rows is None:
+            return table
+        return self.rows.gather(1, table.flatten(1)).view(table.shape)
 
     def _step(self, index: Tensor, step: int, rate: float | Tensor) -> Tensor:
         x = self.x[index]
@@ -207,8 +288,8 @@ class Stepper:
         leaves = [w.detach().requires_grad_() for w in weights]
         states = dict(zip(self.names, leaves, strict=True)) | buffers
         out = self.net(states, x, train=True)
-        each = F.cross_entropy(out.flatten(0, 1), y.flatten(), reduction="none")
-        loss = each.view(y.shape).mean(1)
+        loss = self.loss(out, y, self.numbers)
+        loss = loss.mean(1) if loss.dim() == 2 else loss
         return loss.detach(), list(torch.autograd.grad(loss.sum(), leaves))
 
     def _lay_out(self, grads: list[Tensor]) -> None:

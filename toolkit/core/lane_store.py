@@ -44,6 +44,9 @@ class Store:
         self.device = x.device
         facts = (repr(template), optimizer, sorted(snapshots), torch.__version__, x.device.type)
         self.common = hashlib.blake2b(repr(facts).encode())
+        frozen = [n for n, p in template.named_parameters() if not p.requires_grad]
+        if frozen:
+            self.common.update(repr(frozen).encode())
         for t in (x, y):
             _add(self.common, "data", t)
 

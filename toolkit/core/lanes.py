@@ -37,10 +37,20 @@ from toolkit.core.lane_nets import (
     take,
     width_masks,
 )
-from toolkit.core.lane_steps import Stepper
+from toolkit.core.lane_steps import LaneLoss, Stepper, lane_loss
 from toolkit.core.runs import generator
 
-__all__ = ["Lane", "LaneNet", "Trained", "initial", "labels_with_noise", "stack", "take", "train"]
+__all__ = [
+    "Lane",
+    "LaneNet",
+    "Trained",
+    "initial",
+    "labels_with_noise",
+    "lane_loss",
+    "stack",
+    "take",
+    "train",
+]
 
 SCHEDULES = ("step", "cosine", "linear", "constant")
 
@@ -156,6 +166,8 @@ def train(
     *,
     states: States | None = None,
     masks: Mapping[str, Tensor] | None = None,
+    rows: Tensor | None = None,
+    loss: LaneLoss | None = None,
     optimizer: str = "sgd",
     snapshots: Sequence[int] = (),
     memory_gib: float = 2.0,
@@ -169,12 +181,18 @@ def train(
 
     Args:
         make: builds a network from a ``torch.Generator``; lanes start from ``make`` at their seed.
+            Parameters that do not require gradients stay as they are.
         lanes: M lanes.
         x: training inputs (N, ...), on the device where training takes place.
         y: labels (N,), integers.
         states: other starting states, name -> (M, ...), for example of pruned networks.
         masks: name of a parameter -> (M, ...) of 0 and 1. Masked entries are 0 from the start and
             stay 0, whatever momentum and weight decay do.
+        rows: numbers (M, n) of the examples that each lane trains on; all of ``x`` by default. An
+            epoch then has n examples.
+        loss: takes logits (M', b, K), labels (M', b) and the numbers (M',) of the lanes at hand, as
+            in ``lanes``, and returns the loss of every example (M', b) or every lane (M',); see
+            :func:`lane_loss`. Cross-entropy by default.
         optimizer: ``sgd`` (PyTorch's, with momentum) or ``adamw``.
         snapshots: steps after which the states are also kept; 0 is the start.
         memory_gib: what training and its results may take together.
@@ -193,8 +211,9 @@ def train(
         are not touched by it.
 
     Raises:
-        ValueError: no lanes, states or masks that do not fit, a batch larger than the data, a
-            budget that not even one lane fits into (the message says what would).
+        ValueError: no lanes, states, masks or rows that do not fit, a batch larger than the data, a
+            folder together with a loss (files could not tell one loss from another), a budget that
+            not even one lane fits into (the message says what would).
     """
     lanes = list(lanes)
     if not lanes:
@@ -203,7 +222,12 @@ def train(
     net = LaneNet(template)
     start = initial(make, [lane.seed for lane in lanes]) if states is None else states
     start = {name: t.to(x.device) for name, t in start.items()}
-    _check(net, lanes, x, y, start, masks, optimizer, snapshots)
+    _check(net, lanes, x, y, start, masks, optimizer, snapshots, rows)
+    if folder is not None and loss is not None:
+        raise ValueError(
+            "folder and loss: kept files cannot tell one loss from another, so a run with a loss "
+            "of its own is not kept; leave folder out, or keep results with toolkit.core.sweep."
+        )
     if any(lane.width < 1 for lane in lanes):
         masks = join_masks(dict(masks or {}), width_masks(template, [lane.width for lane in lanes]))
     masks = {name: mask.to(x) for name, mask in (masks or {}).items()}
@@ -234,14 +258,18 @@ def train(
         def run(members: list[int]) -> tuple[list[int], dict[str, Tensor]]:
             chosen = [lanes[m] for m in members]
             state, mask = take(start, members), take(masks, members) if masks else {}
-            done = store.load(chosen, state, mask) if store else None
+            numbers = torch.as_tensor(members, device=x.device)
+            own_rows = None if rows is None else rows.to(x.device)[numbers]
+            known = {} if own_rows is None else {"rows": own_rows}
+            done = store.load(chosen, state, mask | known) if store else None
             if done is None:
                 # calling a module with other weights is not safe in two threads at once
                 own = LaneNet(template) if workers > 1 else net
-                stepper = Stepper(own, chosen, x, y, classes, state, mask, optimizer, compile)
+                stepper = Stepper(own, chosen, x, y, classes, state, mask, optimizer, compile,
+                                  own_rows, loss, numbers)  # fmt: skip
                 done = stepper.run(snapshots, bar.update)
                 if store:
-                    store.save(chosen, state, mask, done)
+                    store.save(chosen, state, mask | known, done)
             else:
                 bar.update(sum(lane.steps for lane in chosen))
             return members, done
@@ -292,14 +320,22 @@ def _check(
     masks: Mapping[str, Tensor] | None,
     optimizer: str,
     snapshots: Sequence[int],
+    rows: Tensor | None,
 ) -> None:
     if optimizer not in ("sgd", "adamw"):
         raise ValueError(f'optimizer={optimizer!r}: choose "sgd" or "adamw".')
     if len(x) != len(y):
         raise ValueError(f"x has {len(x)} examples and y {len(y)} labels: give one label each.")
-    largest = max(lane.batch for lane in lanes)
-    if largest > len(x):
-        raise ValueError(f"Lane(batch={largest}) is larger than the {len(x)} training examples.")
+    if rows is not None and (rows.dim() != 2 or len(rows) != len(lanes) or rows.numel() == 0):
+        raise ValueError(
+            f"rows has shape {tuple(rows.shape)}: give (lanes, examples of each), here "
+            f"({len(lanes)}, n)."
+        )
+    if rows is not None and (rows.is_floating_point() or rows.min() < 0 or rows.max() >= len(x)):
+        raise ValueError(f"rows must hold whole numbers from 0 to {len(x) - 1}, places in x.")
+    largest, size = max(lane.batch for lane in lanes), len(x) if rows is None else rows.shape[1]
+    if largest > size:
+        raise ValueError(f"Lane(batch={largest}) is larger than the {size} training examples.")
     own = net.template.state_dict()
     for name, tensor in own.items():
         want = (len(lanes), *tensor.shape)
@@ -345,7 +381,7 @@ def _chunk(
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
         one = {n: t[:1].detach().clone().requires_grad_(n in net.parameters)
                for n, t in states.items()}  # fmt: skip
-        net(one, x[: lane.batch][None], train=True)
+        net(one, x[: lane.batch][None].clone(), train=True)  # a view would count all of x
     # weight, gradient, moments, mask, and SAM's second weights; activations twice, for gradients
     need = weights * (7 if optimizer == "adamw" or lane.rho else 5) + 2 * sum(kept.values())
     room = memory_gib * 2**30 - held
