@@ -26,25 +26,44 @@ def cnn(draw: torch.Generator) -> nn.Module:
     return nets.convnet(1, (8, 16, 32), 10, generator=draw)
 
 
-def separate(make: Make, lanes: list[Lane], x: Tensor, y: Tensor) -> list[nn.Module]:
-    """The same runs, one network after another, with PyTorch's own fused optimiser."""
+def separate(
+    make: Make,
+    lanes: list[Lane],
+    x: Tensor,
+    y: Tensor,
+    *,
+    states: dict[str, Tensor] | None = None,
+    rows: Tensor | None = None,
+    loss: Callable[..., Tensor] | None = None,
+) -> list[nn.Module]:
+    """The same runs, one network after another, with PyTorch's own fused optimiser.
+
+    ``states``, ``rows`` and ``loss`` are those of ``toolkit.core.lanes.train``.
+    """
     done = []
-    for one in lanes:
+    size = len(x) if rows is None else rows.shape[1]
+    for m, one in enumerate(lanes):
         model = make(generator(one.seed, "weights")).to(x.device)
+        if states is not None:
+            model.load_state_dict(lane(states, m))
+        number = torch.tensor([m], device=x.device)
         descent = torch.optim.SGD(
-            model.parameters(), lr=one.lr, momentum=one.momentum, weight_decay=one.weight_decay,
-            fused=True,
+            [p for p in model.parameters() if p.requires_grad], lr=one.lr, momentum=one.momentum,
+            weight_decay=one.weight_decay, fused=True,
         )  # fmt: skip
-        per_epoch = len(x) // one.batch
+        per_epoch = size // one.batch
         for step in range(one.steps):
             epoch, place = divmod(step, per_epoch)
             if place == 0:
-                order = torch.randperm(len(x), generator=generator(one.order, "order", epoch))
-                order = order.to(x.device)
+                order = torch.randperm(size, generator=generator(one.order, "order", epoch))
+                order = order.to(x.device) if rows is None else rows[m][order.to(x.device)]
             pick = order[place * one.batch : (place + 1) * one.batch]
             descent.param_groups[0]["lr"] = one.rate(step)
             descent.zero_grad()
-            F.cross_entropy(model(x[pick]), y[pick]).backward()
+            if loss is None:
+                F.cross_entropy(model(x[pick]), y[pick]).backward()
+            else:
+                loss(model(x[pick])[None], y[pick][None], number).mean().backward()
             descent.step()
         done.append(model)
     return done

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from toolkit.core import lane_nets, nets
+from toolkit.core import lane_nets, stream
 from toolkit.core.lanes import Lane, train
 from toolkit.core.runs import generator
 from toolkit.diagnose import _adaptformer as adapt
@@ -20,11 +20,11 @@ DOUBLE = torch.float64
 
 
 def mlp():
-    return nets.residual_mlp(6, 8, 3, 4, generator=generator(0), dtype=DOUBLE)
+    return stream.residual_mlp(6, 8, 3, 4, generator(0)).double()
 
 
 def vision():
-    return nets.digits_transformer(8, 3, 2, 4, size=(4, 8), generator=generator(0), dtype=DOUBLE)
+    return stream.stream_transformer(8, 3, 2, 4, 2, (4, 8), generator(0)).double()
 
 
 def bert():

@@ -2,6 +2,7 @@
 
 import itertools
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -666,3 +667,22 @@ def test_scores_named_like_classes_must_be_in_their_order():
 def test_bad_tables(call, match):
     with pytest.raises(ValueError, match=match):
         call()
+
+
+def test_without_a_level_there_are_no_intervals_and_no_reading():
+    draw = np.random.default_rng(3)
+    labels, counts = draw.integers(0, 9, 300), [90, 80, 70, 30, 20, 15, 5, 4, 3]
+    answers = np.where(draw.random(300) < 0.7, labels, 0)
+    prior = np.arange(1, 10) / 45
+    slow, quick = (Diagnosis(answers, labels, counts, prior=prior, level=v) for v in (0.95, None))
+    assert quick.data_interval is None
+    assert quick.parameter_interval is None
+    for table in ("data", "parameter", "cells"):
+        a, b = getattr(slow, table), getattr(quick, table)
+        assert b[["low", "high"]].isna().all().all()
+        assert a.drop(columns=["low", "high"]).equals(b.drop(columns=["low", "high"]))
+    assert quick.data_gap == slow.data_gap
+    assert "intervals" not in quick.figure_alt()
+    plt.close(quick.figure())
+    with pytest.raises(ValueError, match="left the intervals out"):
+        quick.reading()

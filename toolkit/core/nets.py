@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from toolkit.core.pretrained import pretrained
-from toolkit.core.residual import ResidualBlock, ResidualMLP
 from toolkit.core.text import Batch, TextClassifier, batches, encode, encode_batches
 from toolkit.core.transformer import DigitsTransformer
 
@@ -24,8 +23,6 @@ __all__ = [
     "Batch",
     "ConvNet",
     "DigitsTransformer",
-    "ResidualBlock",
-    "ResidualMLP",
     "TextClassifier",
     "batches",
     "convnet",
@@ -35,7 +32,6 @@ __all__ = [
     "initialise",
     "mlp",
     "pretrained",
-    "residual_mlp",
 ]
 
 
@@ -88,8 +84,6 @@ def _he(network: nn.Module, generator: torch.Generator | None) -> nn.Module:
         if isinstance(part, nn.Linear):
             nn.init.normal_(part.weight, std=math.sqrt(2 / part.in_features), generator=generator)
             nn.init.zeros_(part.bias)
-        elif isinstance(part, nn.LayerNorm):
-            part.reset_parameters()
     return network
 
 
@@ -127,32 +121,6 @@ def mlp(
             layers += [nn.Linear(inside, outside), nn.ReLU()]
         return nn.Sequential(*layers[:-1])
 
-    return _build(make, generator, device, dtype, _he)
-
-
-def residual_mlp(
-    inputs: int,
-    width: int,
-    depth: int,
-    classes: int,
-    generator: torch.Generator | None = None,
-    device: torch.device | str | None = None,
-    dtype: torch.dtype | None = None,
-) -> ResidualMLP:
-    """A stem, `depth` residual blocks with layer normalisation, and a linear head.
-
-    Weights as in `mlp`.
-
-    Args:
-        inputs: numbers per example; width: of the stream; depth: blocks; classes: scores.
-        generator: draws the weights.
-        device, dtype: where and as what the weights live.
-
-    Raises:
-        ValueError: a size below 1.
-    """
-    _at_least_one("inputs, width, depth, classes", (inputs, width, depth, classes))
-    make = lambda: ResidualMLP(inputs, width, depth, classes)  # noqa: E731
     return _build(make, generator, device, dtype, _he)
 
 
@@ -211,17 +179,17 @@ def digits_transformer(
     heads: int = 4,
     classes: int = 10,
     patch: int = 2,
-    size: int | tuple[int, int] = 8,
+    size: int = 8,
     generator: torch.Generator | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> DigitsTransformer:
-    """A small pre-LN transformer for grey images such as the 8 x 8 digits.
+    """A small pre-LN transformer for square grey images such as the 8 x 8 digits.
 
     Args:
         width: numbers per token; depth: blocks; heads: attention heads.
         classes: number of scores.
-        patch: side of a patch; size: side of the image, or its height and width; in pixels.
+        patch: side of a patch; size: side of the image, both in pixels.
         generator: draws the weights.
         device, dtype: where and as what the weights live.
 
@@ -232,11 +200,10 @@ def digits_transformer(
     _at_least_one("width, depth, heads, classes, patch", (width, depth, heads, classes, patch))
     if width % heads:
         raise ValueError(f"heads: {heads} does not divide the width {width}")
-    sides = (size, size) if isinstance(size, int) else tuple(size)
-    if any(side < patch or side % patch for side in sides):
+    if size < patch or size % patch:
         raise ValueError(f"patch: patches of {patch} do not tile an image of {size} pixels")
     return _build(
-        lambda: DigitsTransformer(width, depth, heads, classes, patch, sides),
+        lambda: DigitsTransformer(width, depth, heads, classes, patch, size),
         generator,
         device,
         dtype,

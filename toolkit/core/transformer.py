@@ -36,14 +36,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, tokens, width) to the same shape."""
-        return self.feed(self.attend(x))
-
-    def attend(self, x: Tensor) -> Tensor:
-        """The first half: attention on its residual path."""
-        return x + self.attention(self.norm1(x))
-
-    def feed(self, x: Tensor) -> Tensor:
-        """The second half: the MLP on its residual path."""
+        x = x + self.attention(self.norm1(x))
         return x + self.down(F.gelu(self.up(self.norm2(x))))
 
 
@@ -51,24 +44,18 @@ class DigitsTransformer(nn.Module):
     """A classifier that reads an image as a row of square patches; the last layer is `head`."""
 
     def __init__(
-        self,
-        width: int,
-        depth: int,
-        heads: int,
-        classes: int,
-        patch: int,
-        size: tuple[int, int],
+        self, width: int, depth: int, heads: int, classes: int, patch: int, size: int
     ) -> None:
         super().__init__()
         self.patch = patch
         self.embed = nn.Linear(patch**2, width)
-        self.position = Position((size[0] // patch) * (size[1] // patch), width)
+        self.position = Position((size // patch) ** 2, width)
         self.blocks = nn.ModuleList(Block(width, heads, 4 * width) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (batch, height, width), or with a channel (batch, 1, ...), to scores."""
+        """Images (batch, size, size) or (batch, 1, size, size) to scores (batch, classes)."""
         images = images.flatten(0, -3) if images.dim() == 4 else images
         patches = images.unfold(1, self.patch, self.patch).unfold(2, self.patch, self.patch)
         x = self.position(self.embed(patches.flatten(3).flatten(1, 2)))

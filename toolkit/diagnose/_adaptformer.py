@@ -18,8 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from toolkit.core.nets import ResidualBlock
-from toolkit.core.transformer import Block
+from toolkit.core.stream import ResidualBlock, StreamBlock
 
 
 class AdaptFormer(nn.Module):
@@ -141,8 +140,8 @@ class Beside(nn.Module):
     """A block with an AdaptFormer beside its MLP.
 
     Args:
-        block: a ``ResidualBlock`` or transformer ``Block`` of the toolkit, or the ``output`` module
-            of a BERT layer of transformers.
+        block: a ``ResidualBlock`` or ``StreamBlock`` of the toolkit, or the ``output`` module of a
+            BERT layer of transformers.
         adapter: acts on the stream that enters the MLP.
     """
 
@@ -152,7 +151,7 @@ class Beside(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """What the block takes and gives."""
-        if isinstance(self.block, Block):
+        if isinstance(self.block, StreamBlock):
             (x,) = inputs
             x = self.block.attend(x)
             return self.block.feed(x) + self.adapter(x)
@@ -173,7 +172,7 @@ def add_adaptformer(
     """Freeze a network and put an AdaptFormer beside the MLP of its blocks, in place.
 
     Args:
-        model: holds ``ResidualBlock`` or ``Block`` modules of the toolkit, or BERT layers.
+        model: holds ``ResidualBlock`` or ``StreamBlock`` modules, or BERT layers.
         bottleneck: units inside; see :func:`bottleneck_for`.
         last: only the last so many blocks.
         generator: draws the weights.
@@ -188,7 +187,7 @@ def add_adaptformer(
     if not places or (last is not None and not 1 <= last <= len(places)):
         raise ValueError(
             f"last={last}: the model has {len(places)} blocks that an AdaptFormer fits beside "
-            "(ResidualBlock, Block, BERT layers)."
+            "(ResidualBlock, StreamBlock, BERT layers)."
         )
     if any(isinstance(module, Beside) for module in model.modules()):
         raise ValueError("the model has AdaptFormers already: start from the foundation model.")
@@ -206,7 +205,7 @@ def _blocks(model: nn.Module) -> Iterator[tuple[nn.Module, str, int]]:
     """Owner, name and stream width of every module that :class:`Beside` may replace."""
     for owner in model.modules():
         for name, child in owner.named_children():
-            if isinstance(child, Block):
+            if isinstance(child, StreamBlock):
                 yield owner, name, child.up.in_features
             elif isinstance(child, ResidualBlock):
                 yield owner, name, child.linear.in_features

@@ -56,7 +56,8 @@ class Diagnosis:
             temperature flattens the prior; only its order cuts the groups.
         d_groups: (K,) 0 Many, 1 Medium, 2 Few, in place of the cut by count.
         names: (K,) names of the classes.
-        level: confidence level of all intervals.
+        level: confidence level of all intervals; None leaves them out, which is much quicker where
+            many classifiers are compared.
 
     Attributes:
         accuracy: balanced accuracy, the mean over the classes that have test examples (share).
@@ -93,7 +94,7 @@ class Diagnosis:
         zero_shot: tuple[Any, Any] | None = None,
         d_groups: Any = None,
         names: Sequence[Hashable] | None = None,
-        level: float = 0.95,
+        level: float | None = 0.95,
     ) -> None:
         self.counts = check_counts(tables.vector(counts, "counts").double(), zero=True)
         classes, self.level = len(self.counts), level
@@ -226,7 +227,13 @@ class Diagnosis:
         return cls(answers, tables.places(frame[label], names), counts, **kwargs)
 
     def reading(self) -> str:
-        """What the numbers say, in sentences, and what to try next."""
+        """What the numbers say, in sentences, and what to try next.
+
+        Raises:
+            ValueError: without intervals (``level=None``) nothing could be said with care.
+        """
+        if self.level is None:
+            raise ValueError("level=None left the intervals out: a reading needs level=0.95, say.")
         return words.reading(self)
 
     def figure(self) -> Any:

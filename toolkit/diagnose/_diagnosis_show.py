@@ -74,7 +74,9 @@ def bars_alt(d: Diagnosis) -> str:
             span = f" [{ends[0]:.1f}, {ends[1]:.1f}]" if ends else ""
             bits.append(f"{group} {percent(row['accuracy'])}{span} ({n})")
         parts.append(f"{AXES[kind]} {', '.join(bits)}")
-    inside = f"Bars of accuracy with {100 * d.level:g} % intervals over classes: "
+    inside = "Bars of accuracy: "
+    if d.level is not None:
+        inside = f"Bars of accuracy with {100 * d.level:g} % intervals over classes: "
     return f"{inside}{'; '.join(parts)}."
 
 

@@ -47,13 +47,13 @@ def class_accuracy(predictions: Tensor, labels: Tensor, classes: int) -> Tensor:
     return right / torch.bincount(labels, minlength=classes)  # 0 / 0 is the NaN
 
 
-def group_table(accuracy: Tensor, groups: Tensor, level: float = 0.95) -> pd.DataFrame:
+def group_table(accuracy: Tensor, groups: Tensor, level: float | None = 0.95) -> pd.DataFrame:
     """Mean class accuracy of Many, Medium and Few, with an interval over the classes.
 
     Args:
         accuracy: (K,) shares; classes with NaN are left out and not counted.
         groups: (K,) 0 Many, 1 Medium, 2 Few.
-        level: confidence level.
+        level: confidence level; None for no intervals, which is much quicker.
 
     Returns:
         Rows Many, Medium, Few; columns classes, accuracy, low, high (shares). NaN where there is
@@ -68,7 +68,7 @@ def group_table(accuracy: Tensor, groups: Tensor, level: float = 0.95) -> pd.Dat
 
 
 def cell_table(
-    accuracy: Tensor, d_groups: Tensor, p_groups: Tensor, level: float = 0.95
+    accuracy: Tensor, d_groups: Tensor, p_groups: Tensor, level: float | None = 0.95
 ) -> pd.DataFrame:
     """The same for the nine cells of two cuts, in long form.
 
@@ -76,7 +76,7 @@ def cell_table(
         accuracy: (K,) shares; NaN is left out.
         d_groups: (K,) groups by training count.
         p_groups: (K,) groups by the foundation model's prior.
-        level: confidence level.
+        level: confidence level, or None.
 
     Returns:
         Columns data and parameter (Many, Medium or Few), classes, accuracy, low, high.
@@ -93,26 +93,28 @@ def cell_table(
     return pd.DataFrame(rows)
 
 
-def _summary(accuracy: Tensor, level: float) -> dict[str, Any]:
+def _summary(accuracy: Tensor, level: float | None) -> dict[str, Any]:
     tested = accuracy[~accuracy.isnan()].numpy()
     row = {"classes": len(tested), "accuracy": np.nan, "low": np.nan, "high": np.nan}
     if len(tested):
         row["accuracy"] = float(tested.mean())
-    if len(tested) > 1:
+    if len(tested) > 1 and level is not None:
         found = interval(tested, level)
         row["low"], row["high"] = found.low, found.high
     return row
 
 
-def _checked(accuracy: Tensor, groups: Tensor, name: str, level: float) -> tuple[Tensor, Tensor]:
+def _checked(
+    accuracy: Tensor, groups: Tensor, name: str, level: float | None
+) -> tuple[Tensor, Tensor]:
     accuracy, groups = numbers(accuracy, "accuracy").double(), numbers(groups, name)
     if accuracy.dim() != 1 or ((accuracy < 0) | (accuracy > 1)).any():
         raise ValueError("accuracy: give one share from 0 to 1 (or NaN) for each class.")
     return accuracy, check_groups(groups, len(accuracy), name, level)
 
 
-def check_groups(groups: Tensor, classes: int, name: str, level: float) -> Tensor:
-    if not 0 < level < 1:
+def check_groups(groups: Tensor, classes: int, name: str, level: float | None) -> Tensor:
+    if level is not None and not 0 < level < 1:
         raise ValueError(f"level={level}: choose a number between 0 and 1, such as 0.95.")
     fits = groups.shape == (classes,) and not groups.is_floating_point()
     if not fits or groups.min() < 0 or groups.max() > 2:
@@ -149,7 +151,9 @@ def vector(values: Any, name: str) -> Tensor:
     return numbers(values, name)
 
 
-def gap(accuracy: Tensor, groups: Tensor, level: float) -> tuple[float, tuple[float, float] | None]:
+def gap(
+    accuracy: Tensor, groups: Tensor, level: float | None
+) -> tuple[float, tuple[float, float] | None]:
     """Many minus Few, and Welch's t interval of it over the classes.
 
     None in place of the interval with fewer than two classes in a group, or without any spread: two
@@ -161,7 +165,7 @@ def gap(accuracy: Tensor, groups: Tensor, level: float) -> tuple[float, tuple[fl
     if not len(many) or not len(few):
         return np.nan, None
     difference = float(many.mean() - few.mean())
-    if min(len(many), len(few)) < 2 or max(np.ptp(many), np.ptp(few)) < 1e-12:
+    if level is None or min(len(many), len(few)) < 2 or max(np.ptp(many), np.ptp(few)) < 1e-12:
         return difference, None
     # by hand: scipy's test warns where one of the groups has no spread, which is no fault here
     parts = [(values.var(ddof=1) / len(values), len(values) - 1) for values in (many, few)]

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from toolkit.core import lanes
@@ -195,43 +194,3 @@ class Design:
 
 def _plain(name: str) -> str:
     return name.replace(".block.", ".") if ".adapter." not in name else name
-
-
-def separate_train(
-    make: Callable[[torch.Generator], nn.Module],
-    runs: Sequence[Lane],
-    x: Tensor,
-    y: Tensor,
-    *,
-    rows: Tensor,
-    states: States | None = None,
-    loss: Callable[..., Tensor] | None = None,
-    **_: Any,
-) -> Any:
-    """The runs of ``toolkit.core.lanes.train`` one after another, to be compared with."""
-    start = initial(make, [run.seed for run in runs]) if states is None else states
-    done = []
-    for m, run in enumerate(runs):
-        network = make(generator(run.seed, "weights")).to(x.device)
-        network.load_state_dict({name: t[m] for name, t in start.items()})
-        free = [p for p in network.parameters() if p.requires_grad]
-        descent = torch.optim.SGD(free, run.lr, run.momentum, 0.0, run.weight_decay, fused=True)
-        per_epoch = rows.shape[1] // run.batch
-        number = torch.tensor([m])
-        for step in range(run.steps):
-            epoch, place = divmod(step, per_epoch)
-            if place == 0:
-                draw = generator(run.order, "order", epoch)
-                order = rows[m][torch.randperm(rows.shape[1], generator=draw)]
-            pick = order[place * run.batch : (place + 1) * run.batch]
-            descent.param_groups[0]["lr"] = run.rate(step)
-            descent.zero_grad()
-            out, target = network(x[pick]), y[pick]
-            if loss is None:
-                F.cross_entropy(out, target).backward()
-            else:
-                loss(out[None], target[None], number).mean().backward()
-            descent.step()
-        done.append(network.state_dict())
-    return lanes.Trained(list(runs), lanes.stack(done), {}, x.new_zeros(len(runs)),
-                         torch.full((len(runs),), -1))  # fmt: skip

@@ -1,0 +1,208 @@
+"""The world of digit pairs and the experiment in it, on tiny networks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from benchmarks.lanes import separate
+from toolkit.core import data, stream
+from toolkit.core.lane_nets import stack, take
+from toolkit.core.lanes import Lane
+from toolkit.core.runs import generator
+from toolkit.diagnose import longtail_bias as lt
+from toolkit.diagnose._experiment import order_of, start
+from toolkit.diagnose._world import pooled
+
+DIGITS = 3
+K = DIGITS**2
+PLAN = lt.Plan(models=2, pre_ratio=5, pre_largest=24, ratio=4, largest=16, valid=4, test=6)
+SGD = {"batch": 16, "schedule": "cosine", "weight_decay": 5e-4}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    # lanes this small are slower on two threads, and crawl beside another process
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def glyphs():
+    found = data.load("digits")
+    return torch.as_tensor(found.x_train[:400]), torch.as_tensor(found.y_train[:400])
+
+
+def world(seed=0, **options):
+    return lt.DigitPairs(*glyphs(), generator(seed, "world"), DIGITS, **options)
+
+
+def body(draw):
+    return stream.residual_mlp(128, 12, 2, K, generator=draw)
+
+
+def transformer(draw):
+    return stream.stream_transformer(12, 2, 2, K, patch=4, size=(8, 16), generator=draw)
+
+
+def design(build=body, **options):
+    return lt.Design(
+        build, K, 12, 4, 16.0, Lane(lr=0.1, **SGD), Lane(lr=0.05, **SGD), 2, 2, **options
+    )
+
+
+def one_by_one(*arguments, workers, **options):
+    return SimpleNamespace(states=stack(separate(*arguments, **options)))
+
+
+def test_pools_share_no_glyph_and_hold_all():
+    made = world()
+    pools = {name: {int(i) for p in pool for i in p} for name, pool in made.pools.items()}
+    _, labels = glyphs()
+    assert sum(map(len, pools.values())) == len(set().union(*pools.values()))
+    assert sum(map(len, pools.values())) == int((labels < DIGITS).sum())
+
+
+def test_a_pair_shows_its_two_digits_and_counts_are_exact():
+    made, (images, labels) = world(noise=0.0), glyphs()
+    counts = torch.arange(K)
+    x, y = made.pairs(counts, "test", generator(1))
+    assert torch.equal(torch.bincount(y, minlength=K), counts)
+    assert x.shape == (int(counts.sum()), 8, 16)
+    allowed = {int(i) for p in made.pools["test"] for i in p}
+    for image, label in zip(x, y.tolist(), strict=True):
+        for half, digit in ((image[:, :8], label // DIGITS), (image[:, 8:], label % DIGITS)):
+            same = (images == half).flatten(1).all(1).nonzero().flatten().tolist()
+            assert any(labels[i] == digit and i in allowed for i in same)
+
+
+def test_noise_has_the_size_it_says():
+    plain, noisy = world(noise=0.0), world(noise=0.35)
+    a, b = (w.pairs(torch.tensor(20), "train", generator(2))[0] for w in (plain, noisy))
+    assert float((b - a).std()) == pytest.approx(0.35, rel=0.03)
+
+
+def test_a_pool_without_a_digit_is_refused():
+    images, labels = glyphs()
+    with pytest.raises(ValueError, match="lacks a digit"):
+        lt.DigitPairs(images[:12], labels[:12], generator(0), DIGITS)
+
+
+def test_sets_of_unequal_size_are_refused():
+    x, y = torch.zeros(5, 2), torch.zeros(5, dtype=torch.int64)
+    with pytest.raises(ValueError, match="equal size"):
+        pooled([(x, y), (x[:4], y[:4])])
+
+
+@pytest.mark.parametrize("build", [body, transformer])
+def test_a_student_starts_as_its_foundation_model(build):
+    plan = design(build)
+    made = world()
+    sets = [made.pairs(torch.tensor(6), "train", generator(0, m)) for m in range(2)]
+    states = plan.pretrained(sets, [0, 1])
+    losses = [lt.LogitAdjustedLoss(torch.full((K,), 1 / K))] * 2
+    students = plan.tuned(states, [1, 0], [sets[0]] * 2, losses, [3, 4], rates=[1e-12] * 2)
+    x = sets[1][0]
+    before, after = plan.logits(take(states, [1, 0]), x), plan.logits(students, x)
+    torch.testing.assert_close(before, after, atol=1e-4, rtol=0)
+    assert (before[0] - before[1]).abs().max() > 0.1
+    assert plan.features(students, x).shape == (2, len(x), 12)
+
+
+def test_only_adapters_and_head_train():
+    plan, made = design(), world()
+    sets = [made.pairs(torch.tensor(6), "train", generator(0))]
+    states = plan.pretrained(sets, [0])
+    losses = [lt.LogitAdjustedLoss(torch.full((K,), 1 / K))]
+    student = plan.tuned(states, [0], sets, losses, [3])
+    for name, tensor in student.items():
+        plain = name.replace(".block.", ".")
+        if ".adapter." in name or name.startswith("head."):
+            continue
+        assert torch.equal(tensor, states[plain]), name
+    assert not torch.equal(student["head.weight"], states["head.weight"])
+
+
+@pytest.mark.parametrize("build", [body, transformer])
+def test_the_experiment_by_lanes_equals_separate_runs(build):
+    worlds = {0: world(0), 1: world(1)}
+    rates = dict.fromkeys(lt.MENU, 0.05)
+    names = lt.MENU if build is body else ("CE", "LA")
+    ours = lt.experiment(design(build), worlds, PLAN, rates, names)
+    alone = lt.experiment(design(build, train=one_by_one), worlds, PLAN, rates, names)
+    for a, b in zip(ours, alone, strict=True):
+        assert a.seed == b.seed
+        assert a.logits.keys() == b.logits.keys()
+        torch.testing.assert_close(a.zero_shot, b.zero_shot, atol=1e-2, rtol=0)
+        for arm in a.logits:
+            torch.testing.assert_close(a.logits[arm], b.logits[arm], atol=1e-2, rtol=0, msg=arm)
+
+
+def test_arms_are_what_they_say():
+    out = lt.experiment(design(), {0: world()}, PLAN, dict.fromkeys(lt.MENU, 0.05))[0]
+    assert set(out.logits) == {"LA/different", "LA/same", "LA/again", "CE/different"} | (
+        set(lt.MENU) - {"CE", "LA"}
+    )
+    for arm in ("LA/different", "LA/same", "LA/again", "CE/different"):
+        assert out.logits[arm].shape == (2, 6 * K, K)
+    for arm in ("LA/same", "LA/again"):
+        assert torch.equal(out.logits[arm][0], out.logits["LA/different"][0])
+        assert not torch.allclose(out.logits[arm][1], out.logits["LA/different"][1])
+    # students of one model are alike, those of other models are not
+    spread = {a: (z[0] - z[1]).abs().mean() for a, z in out.logits.items() if len(z) > 1}
+    assert spread["LA/again"] < spread["LA/same"]
+    assert torch.equal(out.pre_counts[0].sort().values, out.pre_counts[1].sort().values)
+    assert not torch.equal(out.pre_counts[0], out.pre_counts[1])
+    assert torch.equal(out.prior, lt.prior_from_counts(out.counts))
+
+
+def test_models_of_one_prior_share_their_order():
+    states, at, outcomes = start(design(), {0: world()}, PLAN)
+    assert at[0, "same", 0] == at[0, "different", 0]
+    assert len(next(iter(states.values()))) == 3
+    expected = lt.longtail_counts(K, 24, 5, order=order_of(K, 0, 0))
+    assert torch.equal(outcomes[0].pre_counts[0], expected)
+
+
+def test_rates_are_tried_for_every_loss_on_validation_data():
+    plan = replace(design(), pretrain_epochs=20, tune_epochs=8)
+    records = lt.rates_tried(plan, {5: world(5)}, PLAN, (0.001, 0.1), ("CE", "LA", "focal"))
+    seen = {(r["arm"], r["rate"]) for r in records}
+    arms = ("CE", "CE, adjusted after", "LA", "focal")
+    assert seen == {(arm, rate) for arm in arms for rate in (0.001, 0.1)}
+    assert all(0 <= r["accuracy"] <= 1 and r["seed"] == 5 for r in records)
+    assert len({r["accuracy"] for r in records}) > 2
+
+
+def test_the_grid_has_every_downstream_set():
+    made = world()
+    outcome, found = lt.grid(design(), made, 0, PLAN, ratios=(2, 4), correlations=(-1.0, 0.0, 1.0))
+    assert set(found) == {(r, c) for r in (2, 4) for c in (-1.0, 0.0, 1.0)}
+    for (ratio, correlation), (counts, z) in found.items():
+        assert z.shape == (2, 6 * K, K)
+        assert counts.max() == 16
+        assert counts.min() == 16 // ratio
+        if abs(correlation) == 1:
+            near = lt.rank_correlation(counts.double(), outcome.pre_counts[0].double())
+            assert near == pytest.approx(correlation, abs=0.05)
+
+
+def test_every_loss_of_the_menu_is_its_own():
+    counts = torch.tensor([40.0, 10.0, 4.0])
+    z, y = torch.randn(8, 3, generator=generator(0)), torch.tensor([0, 1, 2, 0, 1, 2, 0, 0])
+    values = {n: float(lt.loss_of(n, counts, torch.full((3,), 1 / 3), 16.0)(z, y)) for n in lt.MENU}
+    even = values.pop("GLA-Train")  # an even model prior shifts all logits alike
+    assert even == pytest.approx(values["LA"], abs=1e-5)
+    assert len({round(v, 5) for v in values.values()}) == len(values)
+    plain = torch.nn.functional.cross_entropy(z, y)
+    assert values["CE"] == pytest.approx(float(plain), abs=1e-6)
+
+
+def test_the_scale_of_the_head_is_that_of_the_margin():
+    counts = torch.tensor([40.0, 10.0])
+    assert lt.loss_of("LDAM", counts, torch.full((2,), 0.5), 7.0).scale == 7.0
+    assert replace(design(), scale=3.0).foundation(generator(0)).head.scale == 3.0
