@@ -21,21 +21,22 @@ SGD = {"batch": 32, "schedule": "cosine", "weight_decay": 5e-4}
 TENTH = {"pretrain_epochs": 1, "tune_epochs": 2}  # of the chapter's 10 and 20
 
 
-def body(draw: torch.Generator) -> torch.nn.Module:
-    return stream.residual_mlp(128, 64, 2, 100, generator=draw)
-
-
-def setting(seeds: range) -> tuple[lt.Design, dict[int, lt.DigitPairs], dict[str, float]]:
+def setting(
+    seeds: range, digits: int = 10
+) -> tuple[lt.Design, dict[int, lt.DigitPairs], dict[str, float]]:
     """Networks, worlds and rates of the chapter at scale cpu."""
-    found = data.load("digits")
+    found, classes = data.load("digits"), digits**2
     glyphs = torch.cat([torch.as_tensor(x) for x in (found.x_train, found.x_test)])
     names = torch.cat([torch.as_tensor(y) for y in (found.y_train, found.y_test)])
-    worlds = {s: lt.DigitPairs(glyphs, names, generator(s, "world")) for s in seeds}
-    design = lt.Design(body, 100, 64, 16, 16.0, Lane(lr=0.1, **SGD), Lane(lr=0.01, **SGD), **TENTH)
+    worlds = {s: lt.DigitPairs(glyphs, names, generator(s, "world"), digits) for s in seeds}
+    body = partial(stream.residual_mlp, 128, 64, 2, classes)
+    design = lt.Design(
+        body, classes, 64, 16, 16.0, Lane(lr=0.1, **SGD), Lane(lr=0.01, **SGD), **TENTH
+    )
     return design, worlds, dict.fromkeys(lt.MENU, 0.01)
 
 
-def one_by_one(*arguments, workers: int, **options) -> SimpleNamespace:
+def one_by_one(*arguments, workers: int, optimizer: str = "sgd", **options) -> SimpleNamespace:
     """What stands in for ``toolkit.core.lanes.train``."""
     return SimpleNamespace(states=stack(separate(*arguments, **options)))
 
@@ -55,7 +56,7 @@ def experiment(rounds: int, threads: int, seeds: int = 5) -> None:
     times = alternate(arms, rounds, 0, torch.device("cpu"))
     emit(compare(
         "lanes/experiment/cpu", times["lanes"], times["separate"], "s", threads=threads,
-        seeds=seeds, pretrained=9 * seeds, tuned=24 * seeds, epochs=TENTH,
+        seeds=seeds, pretrained=9 * seeds, tuned=25 * seeds, epochs=TENTH,
         largest_logit_difference=round(gap, 6), torch=torch.__version__,
     ))  # fmt: skip
 
@@ -76,38 +77,58 @@ def descent(z: Tensor, y: Tensor, optimum: Tensor, rate: float, limit: int) -> t
     return step, float((q / q.sum() - optimum).abs().max())
 
 
-def prior(rounds: int, threads: int) -> None:
-    """One model's prior from 20 examples of each of 100 classes."""
-    design, worlds, _ = setting(range(1))
-    counts = lt.longtail_counts(100, 400, 200, order=torch.randperm(100, generator=generator(0)))
+def zero_shot(digits: int, ratio: float) -> tuple[Tensor, Tensor]:
+    """Logits of a pre-trained model on 20 examples of each class, and their labels."""
+    design, worlds, _ = setting(range(1), digits)
+    classes = digits**2
+    order = torch.randperm(classes, generator=generator(0))
+    counts = lt.longtail_counts(classes, 400, ratio, order=order)
     sets = [worlds[0].pairs(counts, "train", generator(0, "pre"))]
-    states = replace(design, pretrain_epochs=4).pretrained(sets, [0])
+    states = replace(design, pretrain_epochs=5).pretrained(sets, [0])
     x, y = worlds[0].pairs(torch.tensor(20), "valid", generator(0, "valid"))
-    z = design.logits(states, x)[0]
+    return design.logits(states, x)[0], y
+
+
+def prior(rounds: int, threads: int) -> None:
+    """Our estimate against the recipe: to the same optimum, and as published.
+
+    The published step size arrives nowhere near the optimum, and with 100 classes no stable one
+    does in reasonable time. So the race to the optimum has 25 classes and, for the recipe, the
+    fastest of several step sizes.
+    """
+    facts = {"threads": threads, "torch": torch.__version__}
+    z, y = zero_shot(5, 20)
     optimum = lt.estimate_prior(z, y).prior
-    published = 1e-5 * (len(z) / 100) / 50
-    _, left = descent(z, y, optimum, published, 1000)
-    # the published step does not arrive; the largest stable one of these serves as the peer
     reach = {}
-    for rate in (3e-5, 1e-4, 3e-4, 1e-3, 3e-3):
-        steps, gap = descent(z, y, optimum, rate, 20_000)
+    for rate in (1e-5, 3e-5, 1e-4, 2e-4, 3e-4, 5e-4):
+        steps, gap = descent(z, y, optimum, rate, 50_000)
         if gap < 1e-4:
             reach[rate] = steps
     rate = min(reach, key=reach.get)
     arms = {
         "ours": lambda: lt.estimate_prior(z, y),
         "recipe": partial(descent, z, y, optimum, rate, reach[rate]),
-        "published": partial(descent, z, y, optimum, published, 1000),
     }
     times = alternate(arms, rounds, 1, torch.device("cpu"))
-    facts = {"threads": threads, "examples": len(z), "classes": 100, "torch": torch.__version__}
     emit(compare(
-        "prior/fit/cpu", times["ours"], times["recipe"], "ms", recipe_rate=rate,
-        recipe_steps=reach[rate], our_residual=lt.estimate_prior(z, y).residual, **facts,
+        "prior/fit/cpu", times["ours"], times["recipe"], "ms", classes=25, examples=len(z),
+        recipe_rate=rate, recipe_steps=reach[rate],
+        our_residual=lt.estimate_prior(z, y).residual, **facts,
     ))  # fmt: skip
+
+    z, y = zero_shot(10, 200)
+    optimum = lt.estimate_prior(z, y).prior
+    rate = 1e-5 * (len(z) / 100) / 50
+    arms = {
+        "ours": lambda: lt.estimate_prior(z, y),
+        "recipe": partial(descent, z, y, optimum, rate, 1000),
+    }
+    times = alternate(arms, rounds, 1, torch.device("cpu"))
     emit(compare(
-        "prior/fit-as-published/cpu", times["ours"], times["published"], "ms",
-        recipe_rate=published, recipe_steps=1000, recipe_distance_left=round(left, 6), **facts,
+        "prior/fit-as-published/cpu", times["ours"], times["recipe"], "ms", classes=100,
+        examples=len(z), recipe_rate=rate, recipe_steps=1000,
+        recipe_distance_left=round(descent(z, y, optimum, rate, 1000)[1], 6),
+        largest_prior=round(float(optimum.max()), 4), **facts,
     ))  # fmt: skip
 
 

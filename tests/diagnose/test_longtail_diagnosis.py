@@ -686,3 +686,12 @@ def test_without_a_level_there_are_no_intervals_and_no_reading():
     plt.close(quick.figure())
     with pytest.raises(ValueError, match="left the intervals out"):
         quick.reading()
+
+
+def test_a_reading_can_be_given_a_width():
+    labels = np.repeat(np.arange(6), 10)
+    found = Diagnosis(np.where(labels > 3, 0, labels), labels, [50, 40, 30, 5, 4, 3])
+    plain, narrow = found.reading(), found.reading(width=60)
+    assert max(map(len, plain.splitlines())) > 60
+    assert max(map(len, narrow.splitlines())) <= 60
+    assert narrow.split() == plain.split()

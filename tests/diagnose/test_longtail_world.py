@@ -55,7 +55,7 @@ def design(build=body, **options):
     )
 
 
-def one_by_one(*arguments, workers, **options):
+def one_by_one(*arguments, workers, optimizer="sgd", **options):
     return SimpleNamespace(states=stack(separate(*arguments, **options)))
 
 
@@ -144,9 +144,10 @@ def test_the_experiment_by_lanes_equals_separate_runs(build):
 
 def test_arms_are_what_they_say():
     out = lt.experiment(design(), {0: world()}, PLAN, dict.fromkeys(lt.MENU, 0.05))[0]
-    assert set(out.logits) == {"LA/different", "LA/same", "LA/again", "CE/different"} | (
-        set(lt.MENU) - {"CE", "LA"}
-    )
+    many = {"LA/different", "LA/same", "LA/again", "CE/different"}
+    assert set(out.logits) == many | {"GLA-Train/LA"} | (set(lt.MENU) - {"CE", "LA"})
+    # all rates are one here
+    torch.testing.assert_close(out.logits["GLA-Train/LA"], out.logits["GLA-Train"])
     for arm in ("LA/different", "LA/same", "LA/again", "CE/different"):
         assert out.logits[arm].shape == (2, 6 * K, K)
     for arm in ("LA/same", "LA/again"):

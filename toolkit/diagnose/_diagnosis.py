@@ -9,6 +9,7 @@ Groups follow arXiv 2501.15955. The intervals and the words are ours.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
@@ -226,15 +227,21 @@ class Diagnosis:
             answers = tables.scores_of(frame, list(scores), names)
         return cls(answers, tables.places(frame[label], names), counts, **kwargs)
 
-    def reading(self) -> str:
+    def reading(self, width: int | None = None) -> str:
         """What the numbers say, in sentences, and what to try next.
+
+        Args:
+            width: characters of a line; by default a line for each subject, however long.
 
         Raises:
             ValueError: without intervals (``level=None``) nothing could be said with care.
         """
         if self.level is None:
             raise ValueError("level=None left the intervals out: a reading needs level=0.95, say.")
-        return words.reading(self)
+        said = words.reading(self)
+        if width is None:
+            return said
+        return "\n".join(textwrap.fill(line, width) for line in said.splitlines())
 
     def figure(self) -> Any:
         """Return bars of accuracy by group, with intervals and numbers of classes (matplotlib)."""

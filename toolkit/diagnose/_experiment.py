@@ -228,7 +228,8 @@ def experiment(
 
     Arms of M students: ``LA/different``, ``LA/same`` (the first one's prior, other seeds),
     ``LA/again`` (the first model, fine-tuned M times) and ``CE/different``. Arms of one student,
-    of the first model: the other names of the menu.
+    of the first model: the other names of the menu, and ``GLA-Train/LA``, GLA-Train at the rate
+    of LA.
 
     Args:
         design: networks and training.
@@ -241,17 +242,21 @@ def experiment(
         One outcome per seed.
     """
     states, at, outcomes = start(design, worlds, plan)
-    jobs: list[tuple[int, str, str, int, int]] = []  # seed, arm, loss, foundation, own seed
+    # seed, arm, loss, foundation, own seed, rate
+    jobs: list[tuple[int, str, str, int, int, float]] = []
     for seed in worlds:
         for m in range(plan.models):
             own, other = at[seed, "different", m], at[seed, "same", m]
-            jobs.append((seed, "LA/different", "LA", own, seed))
-            jobs.append((seed, "CE/different", "CE", own, seed))
+            jobs.append((seed, "LA/different", "LA", own, seed, rates["LA"]))
+            jobs.append((seed, "CE/different", "CE", own, seed, rates["CE"]))
             if m:
-                jobs.append((seed, "LA/same", "LA", other, seed))
-                jobs.append((seed, "LA/again", "LA", at[seed, "different", 0], 1000 * seed + m))
+                again = (at[seed, "different", 0], 1000 * seed + m, rates["LA"])
+                jobs.append((seed, "LA/same", "LA", other, seed, rates["LA"]))
+                jobs.append((seed, "LA/again", "LA", *again))
         first = at[seed, "different", 0]
-        jobs += [(seed, n, n, first, seed) for n in names if n not in ("CE", "LA")]
+        jobs += [(seed, n, n, first, seed, rates[n]) for n in names if n not in ("CE", "LA")]
+        if "GLA-Train" in names:
+            jobs.append((seed, "GLA-Train/LA", "GLA-Train", first, seed, rates["LA"]))
     sets = {seed: downstream(world, outcomes[seed]) for seed, world in worlds.items()}
     done = design.tuned(
         states,
@@ -259,7 +264,7 @@ def experiment(
         [sets[job[0]] for job in jobs],
         [_loss(design, job[2], outcomes[job[0]]) for job in jobs],
         [job[4] for job in jobs],
-        [rates[job[2]] for job in jobs],
+        [job[5] for job in jobs],
     )
     for seed, outcome in outcomes.items():
         for arm in dict.fromkeys(job[1] for job in jobs):

@@ -74,8 +74,6 @@ def estimate_prior(
         ValueError: a class without a label (its estimate would run off to infinity), logits that
             are not finite or do not fit the labels, a temperature that is not positive.
     """
-    from scipy.optimize import minimize
-
     check_logits(logits, labels)
     if not logits.isfinite().all():
         raise ValueError("logits holds -inf: the prior of a class that is never possible is 0.")
@@ -99,32 +97,36 @@ def estimate_prior(
         share = torch.full_like(share, 1 / classes)
     share = share.to(z.device)
 
-    def objective(phi: np.ndarray) -> tuple[float, np.ndarray]:
-        shift = torch.as_tensor(phi, device=z.device)
-        free = z - shift
-        top = free.logsumexp(1)
-        mean = weight @ (free - top[:, None]).exp()
-        # softmax(phi) has log q = phi - const, and the constant changes nothing
-        value = weight @ top + share @ shift
-        return float(value), (share - mean).cpu().numpy()
+    # one exponential of all logits; after it an evaluation is two products with this matrix
+    top = z.amax(1)
+    size = (z - top[:, None]).exp()
 
     # probabilities on average: exact already where z has one informative class per example
-    start = (weight @ z.softmax(1)).clamp(min=1e-12).log()
-    start = (start - share.log()).cpu().numpy()
-    found = minimize(
-        objective, start, jac=True, method="L-BFGS-B",
-        options={"gtol": tolerance, "ftol": 0.0, "maxiter": max_steps, "maxfun": 4 * max_steps,
-                 "maxcor": 20},
+    start = (weight @ (size / size.sum(1, keepdim=True))).clamp(min=1e-12).log() - share.log()
+    phi = start.requires_grad_()
+    search = torch.optim.LBFGS(
+        [phi], max_iter=max_steps, history_size=20, tolerance_grad=tolerance, tolerance_change=0.0,
+        line_search_fn="strong_wolfe",
     )  # fmt: skip
-    log_prior = torch.as_tensor(found.x, device=z.device).log_softmax(0)
-    fit = objective(found.x)
+
+    @torch.no_grad()
+    def objective() -> Tensor:
+        scale = (-phi).exp()
+        total = size @ scale
+        # softmax(phi) has log q = phi - const, and the constant changes nothing
+        phi.grad = share - scale * (size.T @ (weight / total))
+        return weight @ (top + total.log()) + share @ phi
+
+    search.step(objective)
+    fit = float(objective())
+    log_prior = phi.detach().log_softmax(0)
     own = float(weight @ z.gather(1, labels[:, None])[:, 0])
     return PriorEstimate(
         prior=log_prior.exp().to(logits.dtype),
         log_prior=log_prior.to(logits.dtype),
-        residual=float(np.abs(fit[1]).max()),
-        loss=fit[0] - own,
-        steps=int(found.nit),
+        residual=float(phi.grad.abs().max()),
+        loss=fit - own,
+        steps=int(search.state[phi]["n_iter"]),
         temperature=float(temperature),
     )
 

@@ -104,6 +104,8 @@ class Design:
         pretrain_epochs, tune_epochs: passes over the training set.
         train: what trains lanes; ``toolkit.core.lanes.train``, or the same runs one by one.
         options: of ``train``.
+        optimizer: of the pre-training; students are tuned with SGD.
+        device: where lanes train and answer; data come from and logits go to the CPU.
     """
 
     build: Callable[[torch.Generator], nn.Module]
@@ -117,6 +119,8 @@ class Design:
     tune_epochs: int
     train: Callable[..., Any] = lanes.train
     options: tuple[tuple[str, Any], ...] = (("workers", 1),)
+    optimizer: str = "sgd"
+    device: torch.device | str = "cpu"
 
     def foundation(self, draw: torch.Generator) -> nn.Module:
         """The network that is pre-trained, with a cosine head."""
@@ -133,25 +137,32 @@ class Design:
 
     def logits(self, states: States, x: Tensor, batch: int = 500) -> Tensor:
         """Logits (M, N, K), of foundation models or students."""
-        adapted = any(".adapter." in name for name in states)
-        make = self.student if adapted else self.foundation
-        return LaneNet(make(generator(0, "template")).to(x.device)).predict(states, x, batch)
+        return self._answer(self._template(states), states, x, batch)
 
     def features(self, states: States, x: Tensor, batch: int = 500) -> Tensor:
         """What the head sees, (M, N, width)."""
-        adapted = any(".adapter." in name for name in states)
-        network = (self.student if adapted else self.foundation)(generator(0, "template"))
+        network = self._template(states)
         network.head = nn.Identity()
         body = {name: t for name, t in states.items() if not name.startswith("head.")}
-        return LaneNet(network.to(x.device)).predict(body, x, batch)
+        return self._answer(network, body, x, batch)
+
+    def _template(self, states: States) -> nn.Module:
+        adapted = any(".adapter." in name for name in states)
+        return (self.student if adapted else self.foundation)(generator(0, "template"))
+
+    def _answer(self, network: nn.Module, states: States, x: Tensor, batch: int) -> Tensor:
+        there = {name: t.to(self.device) for name, t in states.items()}
+        return LaneNet(network.to(self.device)).predict(there, x.to(self.device), batch).cpu()
 
     def pretrained(self, sets: Sequence[Set], seeds: Sequence[int], **change: Any) -> States:
         """Foundation models, one for each set and seed; ``change`` is of the lanes."""
         x, y, rows = pooled(sets)
+        x, y = x.to(self.device), y.to(self.device)
         base = replace(self.pretrain, **change)
         steps = self.pretrain_epochs * (rows.shape[1] // base.batch)
         runs = [replace(base, seed=s, order=s, steps=steps) for s in seeds]
-        return self.train(self.foundation, runs, x, y, rows=rows, **dict(self.options)).states
+        options = {"optimizer": self.optimizer, **dict(self.options)}
+        return self.train(self.foundation, runs, x, y, rows=rows, **options).states
 
     def tuned(
         self,
@@ -175,6 +186,7 @@ class Design:
         unique = list({id(s): s for s in sets}.values())
         place = {id(s): i for i, s in enumerate(unique)}
         x, y, rows = pooled(unique)
+        x, y = x.to(self.device), y.to(self.device)
         rows = rows[torch.tensor([place[id(s)] for s in sets])]
         start = initial(self.student, seeds)
         # a block that has an AdaptFormer beside it is called ".block." inside its old name
