@@ -56,7 +56,7 @@ def experiment(rounds: int, threads: int, seeds: int = 5) -> None:
     times = alternate(arms, rounds, 0, torch.device("cpu"))
     emit(compare(
         "lanes/experiment/cpu", times["lanes"], times["separate"], "s", threads=threads,
-        seeds=seeds, pretrained=9 * seeds, tuned=25 * seeds, epochs=TENTH,
+        seeds=seeds, pretrained=9 * seeds, tuned=30 * seeds, epochs=TENTH,
         largest_logit_difference=round(gap, 6), torch=torch.__version__,
     ))  # fmt: skip
 

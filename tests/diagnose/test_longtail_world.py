@@ -144,10 +144,15 @@ def test_the_experiment_by_lanes_equals_separate_runs(build):
 
 def test_arms_are_what_they_say():
     out = lt.experiment(design(), {0: world()}, PLAN, dict.fromkeys(lt.MENU, 0.05))[0]
-    many = {"LA/different", "LA/same", "LA/again", "CE/different"}
+    many = {"LA/different", "LA/same", "LA/again", "CE/different", "CE/after"}
     assert set(out.logits) == many | {"GLA-Train/LA"} | (set(lt.MENU) - {"CE", "LA"})
     # all rates are one here
     torch.testing.assert_close(out.logits["GLA-Train/LA"], out.logits["GLA-Train"])
+    torch.testing.assert_close(out.logits["CE/after"], out.logits["CE/different"])
+    rates = dict.fromkeys(lt.MENU, 0.05) | {"CE, adjusted after": 0.001}
+    other = lt.experiment(design(), {0: world()}, PLAN, rates)[0]
+    torch.testing.assert_close(other.logits["CE/different"], out.logits["CE/different"])
+    assert not torch.allclose(other.logits["CE/after"], out.logits["CE/after"], atol=0.1)
     for arm in ("LA/different", "LA/same", "LA/again", "CE/different"):
         assert out.logits[arm].shape == (2, 6 * K, K)
     for arm in ("LA/same", "LA/again"):

@@ -227,15 +227,15 @@ def experiment(
     """Run all arms of all seeds.
 
     Arms of M students: ``LA/different``, ``LA/same`` (the first one's prior, other seeds),
-    ``LA/again`` (the first model, fine-tuned M times) and ``CE/different``. Arms of one student,
-    of the first model: the other names of the menu, and ``GLA-Train/LA``, GLA-Train at the rate
-    of LA.
+    ``LA/again`` (the first model, fine-tuned M times), ``CE/different``, and ``CE/after``, the same
+    at the rate that suits adjusting afterwards. Arms of one student, of the first model: the other
+    names of the menu, and ``GLA-Train/LA``, GLA-Train at the rate of LA.
 
     Args:
         design: networks and training.
         worlds: seed -> its world.
         plan: sizes.
-        rates: learning rate of every loss.
+        rates: learning rate of every loss, and of ``CE, adjusted after`` (that of CE by default).
         names: losses to be run on the first model.
 
     Returns:
@@ -244,11 +244,13 @@ def experiment(
     states, at, outcomes = start(design, worlds, plan)
     # seed, arm, loss, foundation, own seed, rate
     jobs: list[tuple[int, str, str, int, int, float]] = []
+    after = rates.get("CE, adjusted after", rates["CE"])
     for seed in worlds:
         for m in range(plan.models):
             own, other = at[seed, "different", m], at[seed, "same", m]
             jobs.append((seed, "LA/different", "LA", own, seed, rates["LA"]))
             jobs.append((seed, "CE/different", "CE", own, seed, rates["CE"]))
+            jobs.append((seed, "CE/after", "CE", own, seed, after))
             if m:
                 again = (at[seed, "different", 0], 1000 * seed + m, rates["LA"])
                 jobs.append((seed, "LA/same", "LA", other, seed, rates["LA"]))
