@@ -377,3 +377,12 @@ def test_bad_input_is_named(call, words):
 def test_equal_class_names_are_accepted():
     named = ensemble.backdoor_adjust(MODELS, classes=[NAMES] * 3)
     assert torch.equal(named, ensemble.backdoor_adjust(MODELS))
+
+
+def test_the_method_compares_class_names_too():
+    z = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
+    method = lb.BackdoorAdjustment()
+    names = [list("abcd"), list("abcd")]
+    assert torch.equal(method.predict(z, classes=names), method.predict(z))
+    with pytest.raises(ValueError, match="class names"):
+        method.predict(z, classes=[list("abcd"), list("abdc")])

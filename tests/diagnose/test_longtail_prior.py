@@ -247,3 +247,10 @@ def test_bad_input_is_named(call, words):
     with pytest.raises(ValueError) as error:
         call()
     assert words in str(error.value)
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, float("inf"), float("nan"), "warm"])
+def test_a_temperature_that_is_none_is_refused(temperature):
+    z, y = torch.randn(6, 3, generator=torch.Generator().manual_seed(0)), torch.arange(6) % 3
+    with pytest.raises(ValueError, match="temperature="):
+        prior_.estimate_prior(z, y, temperature=temperature)

@@ -87,7 +87,7 @@ def estimate_prior(
         )
     if temperature == "calibrate":
         temperature = calibrate_temperature(logits, labels)
-    if isinstance(temperature, str) or not temperature > 0:
+    if isinstance(temperature, str) or not 0 < temperature < float("inf"):
         raise ValueError(f'temperature={temperature!r}: give a positive number or "calibrate".')
     z, labels = logits.detach().double() / temperature, labels.to(logits.device)
     share = seen.double() / seen.sum()

@@ -61,7 +61,13 @@ class DigitPairs:
                 raise ValueError(f"the pool {name} lacks a digit: give more glyphs.")
 
     def pairs(self, counts: Tensor, pool: str, draw: torch.Generator) -> Set:
-        """Inputs (n, h, 2 w) and classes (n,), ``counts[k]`` of class k, in the classes' order."""
+        """Inputs (n, h, 2 w) and classes (n,), in the classes' order.
+
+        Args:
+            counts: (K,) whole numbers, the pairs of each class; or one number for all.
+            pool: ``train``, ``valid`` or ``test``.
+            draw: which glyphs, and the noise.
+        """
         counts = counts.expand(self.classes)
         y = torch.arange(self.classes).repeat_interleave(counts)
         halves = []
@@ -136,11 +142,14 @@ class Design:
         return network
 
     def logits(self, states: States, x: Tensor, batch: int = 500) -> Tensor:
-        """Logits (M, N, K), of foundation models or students."""
+        """Logits (M, N, K) of foundation models or students (M, ...) for inputs x (N, ...).
+
+        ``batch`` inputs are answered at a time, which bounds the memory.
+        """
         return self._answer(self._template(states), states, x, batch)
 
     def features(self, states: States, x: Tensor, batch: int = 500) -> Tensor:
-        """What the head sees, (M, N, width)."""
+        """What the head sees, (M, N, width), of foundation models or students, for x (N, ...)."""
         network = self._template(states)
         network.head = nn.Identity()
         body = {name: t for name, t in states.items() if not name.startswith("head.")}
@@ -155,7 +164,19 @@ class Design:
         return LaneNet(network.to(self.device)).predict(there, x.to(self.device), batch).cpu()
 
     def pretrained(self, sets: Sequence[Set], seeds: Sequence[int], **change: Any) -> States:
-        """Foundation models, one for each set and seed; ``change`` is of the lanes."""
+        """Pre-train foundation models.
+
+        Args:
+            sets: the pre-training set of each, inputs (n, ...) and labels (n,), all of one size.
+            seeds: of its weights and of its data order.
+            change: fields of ``pretrain`` that differ here, such as ``lr``.
+
+        Returns:
+            Their states (M, ...).
+
+        Raises:
+            ValueError: sets of different sizes, or what ``toolkit.core.lanes.train`` refuses.
+        """
         x, y, rows = pooled(sets)
         x, y = x.to(self.device), y.to(self.device)
         base = replace(self.pretrain, **change)
@@ -182,6 +203,12 @@ class Design:
             losses: its loss.
             seeds: of its adapters and of its data order.
             rates: its learning rate; that of ``tune`` by default.
+
+        Returns:
+            States (students, ...).
+
+        Raises:
+            ValueError: sets of different sizes, or what ``toolkit.core.lanes.train`` refuses.
         """
         unique = list({id(s): s for s in sets}.values())
         place = {id(s): i for i, s in enumerate(unique)}

@@ -157,11 +157,17 @@ class BackdoorAdjustment:
         return LogitAdjustedLoss(prior_from_counts(counts, floor), self.tau)
 
     def predict(
-        self, logits: Tensor | Sequence[Tensor], weights: Tensor | Sequence[float] | None = None
+        self,
+        logits: Tensor | Sequence[Tensor],
+        weights: Tensor | Sequence[float] | None = None,
+        classes: Sequence[Sequence[str]] | None = None,
     ) -> Tensor:
         """Logits (N, K) of the average over M models (M, N, K).
+
+        Args:
+            logits, weights, classes: as in :func:`backdoor_adjust`.
 
         Raises:
             ValueError: as :func:`backdoor_adjust`.
         """
-        return backdoor_adjust(logits, self.reduce, weights)
+        return backdoor_adjust(logits, self.reduce, weights, classes)
