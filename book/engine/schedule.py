@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import threading
 import traceback
@@ -73,6 +74,9 @@ def run_tasks(
         KeyboardInterrupt: the engine was asked to stop; every chapter's process has been ended.
     """
     todo = [t for t in tasks if t.action != "keep"]
+    for task in tasks:
+        if task.action == "keep":
+            _tidy(task)
     # The longest first, so that no long chapter runs alone at the end.
     todo.sort(key=lambda t: -(t.recorded or {}).get("seconds", 0))
     order = {t.chapter.name: place for place, t in enumerate(tasks)}
@@ -100,6 +104,19 @@ def run_tasks(
         finally:
             progress.close()
     return sorted(failures, key=lambda f: order[f.chapter])
+
+
+def _tidy(task: Task) -> None:
+    """Remove what a run left that was killed between installing its page and cleaning up."""
+    chapter = task.chapter
+    if not chapter.scratch.exists():
+        return
+    chapter.lock.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with filelock.FileLock(chapter.lock, timeout=0):
+            shutil.rmtree(chapter.scratch, ignore_errors=True)
+    except filelock.Timeout:
+        return  # another engine is at work there
 
 
 def fits(task: Task, running: list[Task], budget: Budget) -> bool:

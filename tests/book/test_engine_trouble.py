@@ -97,6 +97,17 @@ def test_kill_9_leaves_every_page_readable_and_the_next_run_resumes(toy: Toy) ->
     assert toy.leftovers() == []
 
 
+def test_a_kill_after_the_page_was_installed_leaves_nothing_for_ever(toy: Toy) -> None:
+    toy.chapter("first", toy.count("first"))
+    toy.engine("run")
+    scratch = toy.root / "_build" / "engine" / "alpha" / "first"
+    scratch.mkdir(parents=True)
+    (scratch / "job.json").write_text("{}")
+    toy.engine("run")
+    assert toy.leftovers() == []
+    assert toy.runs("first") == 1
+
+
 def test_an_ordinary_kill_ends_the_kernels_as_well(toy: Toy) -> None:
     toy.chapter("one", toy.count("one"), WAIT)
     engine = toy.start("run")
