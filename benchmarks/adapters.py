@@ -1,4 +1,4 @@
-"""LoRA and AdaLoRA on MiniLM, against the same methods in Hugging Face ``peft``."""
+"""The low-rank methods on MiniLM: against Hugging Face ``peft`` where it has them, and LoRA."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import toolkit
 from benchmarks.timing import alternate, compare, emit, peak_bytes, tensor_bytes
-from toolkit import AdaLoRA, LoRA, adapt
+from toolkit import AdaLoRA, IncreLoRA, LoRA, LoRAGGPO, LoRAPro, TriAdaptLoRA, adapt
 
 RANK, LAST = 8, 1_000_000
 
@@ -63,7 +63,8 @@ class Arm:
 def ours(base: nn.Module, method: Any, batch: dict[str, Tensor]) -> Arm:
     model = copy.deepcopy(base)
     adapted = adapt(model, method, is_target)
-    optimizer = torch.optim.AdamW(adapted.parameters(), lr=1e-4)
+    own = isinstance(method, LoRAPro) and method.mode == "full"  # Adam is inside the method
+    optimizer = (torch.optim.SGD if own else torch.optim.AdamW)(adapted.parameters(), lr=1e-4)
     adapted.attach(optimizer, total_steps=LAST)
     controller = adapted.controller
     return Arm(model, optimizer, batch, state=controller.state if controller else None)
@@ -109,6 +110,24 @@ def floor(base: nn.Module, batch: dict[str, Tensor]) -> Arm:
     return Arm(model, torch.optim.AdamW([first.bias], lr=1e-4), batch)
 
 
+# Every arm trains as many numbers as LoRA of rank 8, up to one number per rank (the lambdas) or the
+# small cores. The first of a method is a step at which nothing is allocated; what follows its slug
+# says what happens in each step.
+AGAINST_LORA = {
+    "adalora": AdaLoRA(rank=RANK, target_rank=RANK, warmup=LAST - 20, final=10),
+    "adalora/allocating": AdaLoRA(rank=RANK, target_rank=RANK // 2, warmup=1, final=10),
+    "increlora": IncreLoRA(rank=RANK - 1, target_rank=RANK - 1),
+    "increlora/scoring": IncreLoRA(rank=RANK - 1, target_rank=RANK, interval=100_000),
+    "increlora/growing": IncreLoRA(
+        rank=RANK - 1, target_rank=2 * RANK, interval=1, warmup=0, top=1
+    ),
+    "triadaptlora": TriAdaptLoRA(init_rank=RANK, target_rank=RANK),
+    "triadaptlora/growing": TriAdaptLoRA(init_rank=RANK, target_rank=2 * RANK, block=1),
+    "lora_pro": LoRAPro(rank=RANK),
+    "lora_pro/efficient": LoRAPro(rank=RANK, mode="efficient"),
+    "lora_ggpo": LoRAGGPO(rank=RANK),
+    "lora_ggpo/mgpo": LoRAGGPO(rank=RANK, variant="mgpo"),
+}
 METHODS = {
     "lora": LoRA(rank=RANK),
     "adalora": AdaLoRA(rank=RANK, target_rank=RANK // 2, warmup=1, final=10),
@@ -137,6 +156,27 @@ def steps(base: nn.Module, batch: dict[str, Tensor], where: str, rounds: int, fa
             arm = arms[name]
             pair.append([(arm.held() + peak_bytes(arm.step, device)) / 2**20 for _ in range(3)])
         emit(compare(f"{slug}/peak-memory/{where}", *pair, "MiB", **facts))
+
+
+def against_lora(base: nn.Module, batch: dict, where: str, rounds: int, facts: dict) -> None:
+    """Step time and peak memory of every method of the part relative to LoRA's."""
+    device = next(base.parameters()).device
+    methods = {"lora": LoRA(rank=RANK), **AGAINST_LORA}
+    arms = {name: ours(base, method, batch) for name, method in methods.items()}
+    stepping = {name: arm.step for name, arm in arms.items()}
+    times = alternate(stepping, rounds, 1, device, settle=1, repeat=2)
+    for name in AGAINST_LORA:
+        slug, _, what = name.partition("/")
+        title = f"{slug}/{what}-step-vs-lora" if what else f"{slug}/step-vs-lora"
+        emit(compare(f"{title}/{where}", times[name], times["lora"], "ms", **facts))
+    for name in AGAINST_LORA:
+        slug, _, what = name.partition("/")
+        title = f"{slug}/{what}-peak-memory-vs-lora" if what else f"{slug}/peak-memory-vs-lora"
+        pair = [
+            [(arm.held() + peak_bytes(arm.step, device)) / 2**20 for _ in range(3)]
+            for arm in (arms[name], arms["lora"])
+        ]
+        emit(compare(f"{title}/{where}", *pair, "MiB", **facts))
 
 
 def files(base: nn.Module, batch: dict[str, Tensor], rounds: int, facts: dict) -> None:
@@ -235,6 +275,7 @@ def main(rounds: int = 15, threads: int = 2) -> None:
     }
     facts = {"weights": weights, "threads": threads, "batch": 16, "length": 64, **versions}
     steps(base, make_batch(16, 64, "cpu"), "cpu", rounds, facts)
+    against_lora(base, make_batch(16, 64, "cpu"), "cpu", rounds, facts)
     files(base, make_batch(16, 64, "cpu"), rounds, facts)
     if torch.cuda.is_available():
         base = base.to("cuda", torch.bfloat16)
