@@ -174,6 +174,17 @@ def test_a_diverged_run_is_never_taken() -> None:
     assert found["a"].rate <= 1e-2 * 1.01
 
 
+def test_a_run_that_refuses_to_go_on_counts_as_diverged() -> None:
+    def refuses(rate: float, seed: int) -> dict[str, float]:
+        if rate > 0.011:
+            raise FloatingPointError("gradient")
+        return {"validation": 1.0}
+
+    found, every = trials.tune_all(refuses, {"a": {}}, 1e-2, [0], better="max", extensions=0)
+    assert found["a"].rate <= 1e-2 * 1.01
+    assert every.validation.isna().sum() == 1
+
+
 def test_rows_keep_the_order_of_the_jobs() -> None:
     jobs = [{"best": 1e-2, "rate": r, "seed": s} for r in (1e-3, 1e-1) for s in (5, 6)]
     table = trials.run_all(parabola, jobs, processes=2)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+import json
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from tests.pairs import run_pair
 from toolkit.lowrank._growth import (
     GrowthController,
     average_over_ranks,
@@ -428,3 +431,11 @@ def test_gradients_are_checked():
     c.optimizer.grad_scale = torch.tensor(2.0)
     with pytest.raises(RuntimeError, match=r"scaler\.unscale_"):
         c.check_gradients(finite=False)
+
+
+@pytest.mark.slow
+def test_what_is_born_stays_equal_on_two_processes(tmp_path):
+    run_pair(Path(__file__).parent / "growing_pair.py", tmp_path)
+    verdicts = json.loads((tmp_path / "verdicts.json").read_text())
+    assert len(verdicts) == 9
+    assert {k: v for k, v in verdicts.items() if v != "same"} == {}

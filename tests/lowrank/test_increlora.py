@@ -796,6 +796,30 @@ def test_training_resumes_bit_for_bit_in_the_middle_of_growth(tmp_path, half, ad
         assert torch.equal(ours[name], theirs[name]), name
 
 
+def test_nothing_is_scored_once_the_schedule_is_off():
+    adapted, _, run = started()
+    run()
+    assert all(a.listening for a in adapted.adapters.values())
+    adapted.merge()
+    adapted.unmerge()
+    backward(adapted)
+    assert scores_now(adapted) == [None] * 3
+    adapted.attach(torch.optim.Adam(adapted.parameters()), total_steps=T)
+    backward(adapted)
+    assert all(s is not None for s in scores_now(adapted))
+
+
+def test_new_blocks_follow_a_model_that_was_moved():
+    adapted = adapt(network().float(), METHOD, generator=generator(1))
+    adapted.model.double()
+    optimizer = torch.optim.Adam(adapted.parameters(), lr=0.02)
+    adapted.attach(optimizer, total_steps=T)
+    for _ in range(T):
+        step(adapted, optimizer)
+    assert adapted.controller.total == 9
+    assert {p.dtype for p in adapted.parameters()} == {DOUBLE}
+
+
 def test_a_copy_starts_unattached_and_can_go_on():
     adapted, _, run = started()
     for _ in range(6):

@@ -685,6 +685,16 @@ def test_scaled_gradients_of_a_fused_optimizer_are_refused():
             optimizer.step()
 
 
+def test_a_step_that_a_fused_optimizer_skips_for_an_overflow_is_no_error():
+    for variant in ("ggpo", *MOVES):
+        adapted, optimizer = start(dataclasses.replace(METHOD, variant=variant))
+        train(adapted, optimizer, 1)
+        adapted.adapters["2"].A.grad[0, 0] = float("inf")
+        optimizer.grad_scale, optimizer.found_inf = None, torch.tensor(1.0)  # after unscale_()
+        adapted.controller.before_step()
+        assert all(v.isfinite().all() for v in adapted.controller.state().values())
+
+
 def test_sparse_gradients_are_refused():
     adapted, optimizer = start(METHOD)
     (adapted(X) - Y).square().mean().backward()

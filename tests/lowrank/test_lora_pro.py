@@ -710,11 +710,30 @@ def test_gradients_that_cannot_be_read_are_refused_and_nothing_changes(mode):
     attempt(FloatingPointError, r"'2\.B'", torch.full_like(layer.B, math.inf))
     attempt(RuntimeError, r"layer '2': B has no gradient.*together", None)
     attempt(TypeError, r"'2\.B' is sparse.*to_dense", torch.ones_like(layer.B).to_sparse())
+    layer = adapted.adapters["4"]  # in another group than the layers before it
+    attempt(RuntimeError, r"layer '4': B has no gradient.*together", None)
+    layer = adapted.adapters["2"]
     optimizer.zero_grad()
     backward(adapted)
     layer.B.grad.fill_(1e200)  # large, and its square no number any more, but finite
     optimizer.step()
     assert adapted.controller.step == 2
+
+
+def test_dependent_factors_without_damping_are_refused_before_any_layer_has_moved():
+    adapted, optimizer = prepared(LoRAPro(rank=2, damping=0.0))
+    with torch.no_grad():
+        last = adapted.adapters["4"].A  # in the second group
+        last[1] = last[0]
+    before = [p.detach().clone() for p in adapted.parameters()]
+    backward(adapted)
+    raw = [p.grad for p in adapted.parameters()]
+    with pytest.raises(ValueError, match=r"rows of A are linearly dependent"):
+        optimizer.step()
+    for p, old, grad in zip(adapted.parameters(), before, raw, strict=True):
+        assert torch.equal(p, old)
+        assert p.grad is grad
+    assert not any(v.any() for k, v in adapted.controller.state().items() if k != "step")
 
 
 def test_a_fused_optimizer_under_a_scaler_must_see_unscaled_gradients():
@@ -826,7 +845,7 @@ def test_a_layer_the_loss_does_not_reach_waits_with_its_own_clock(mode):
         same(p, q)  # its first step, whenever it comes
     step("a", "b", "c")  # different clocks in one stack
     if mode == "full":
-        assert adapted.controller.groups[0].moments.steps == [3, 2, 3]
+        assert adapted.controller.moments[0].steps == [3, 2, 3]
     other, step_other = start()
     for names in (("a", "c"), ("a", "c"), ("b",)):
         step_other(*names)
@@ -900,10 +919,11 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(mode, tmp_path):
     if mode == "full":
         with pytest.raises(ValueError, match=r"saved schedule holds.*options of the run"):
             third.attach(
-                torch.optim.SGD(third.parameters(), lr=0.01),
+                sgd := torch.optim.SGD(third.parameters(), lr=0.01),
                 beside=torch.optim.Adam(third.extra.values()),
             )
         assert third.controller is None
+        assert len(sgd.param_groups[0]["params"]) == 6  # the optimizer is as it was
 
 
 def test_costs_tell_the_moments_of_full_mode():
@@ -926,7 +946,7 @@ def test_half_precision_factors_get_moments_in_single_precision():
         optimizer.zero_grad()
         adapted(X_DATA.bfloat16()).float().square().mean().backward()
         optimizer.step()
-    assert {g.moments.first.dtype for g in adapted.controller.groups} == {torch.float32}
+    assert {m.first.dtype for m in adapted.controller.moments} == {torch.float32}
     assert all(p.dtype == torch.bfloat16 and p.isfinite().all() for p in adapted.parameters())
 
 

@@ -561,6 +561,11 @@ def test_growth_falls_on_the_looks():
     assert [t for t, _ in adapted.controller.history[1:]] == when
 
 
+def test_the_plan_has_no_look_at_the_end_of_the_warmup_itself():
+    plan = planned(3, 9, 3, block=1, growth="linear", warmup=4, interval=2, total_steps=20)
+    assert plan[:7] == [3, 3, 3, 3, 3, 3, 4]
+
+
 def test_the_plan_tells_linear_from_exponential_where_much_is_missing():
     options = {"block": 1, "warmup": 0, "interval": 10, "total_steps": 1000}
     linear = planned(16, 64, 16, growth="linear", **options)
@@ -718,6 +723,11 @@ def test_grown_adapters_are_saved_loaded_and_take_on_any_widths(tmp_path):
     assert other.widths == layer.widths
     other.load_state_dict(layer.state_dict())
     torch.testing.assert_close(other.delta(), layer.delta(), rtol=0, atol=0)
+    fewer = lone(METHOD, m=8, n=9)[1]
+    other.resize(fewer.state_dict())
+    assert [name for name, _ in other.named_parameters()] == ["A0", "B0", "L0", "U0"]
+    other.load_state_dict(fewer.state_dict())
+    torch.testing.assert_close(other.delta(), fewer.delta(), rtol=0, atol=0)
 
 
 def test_the_core_follows_its_layer_to_another_dtype_and_a_copy():
@@ -728,6 +738,7 @@ def test_the_core_follows_its_layer_to_another_dtype_and_a_copy():
     assert twin.A2.dtype == torch.float32
     assert layer.rank == 3
     assert twin.rank == 4
+    assert twin.to("meta").where.device.type == "meta"  # the index travels with the blocks
 
 
 def test_total_steps_must_be_given():

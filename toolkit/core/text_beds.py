@@ -191,7 +191,7 @@ def text_train(
 
     Returns:
         The model, the handle (None for full fine-tuning) and a record: a result per part,
-        ``trained`` numbers without the head, ``ranks`` where the method's controller tells them.
+        ``trained`` numbers at the end without the head, ``ranks`` where the controller tells them.
     """
     torch.set_num_threads(1)
     model = upper_blocks()
@@ -227,7 +227,9 @@ def text_train(
     told = getattr(getattr(adapted, "controller", None), "ranks", None)
     if told:
         record["ranks"] = list(told().values())
-    record["trained"] = sum(p.numel() for p in parameters)
+    # asked anew, because some methods grow
+    trained = parameters if adapted is None else adapted.parameters()
+    record["trained"] = sum(p.numel() for p in trained)
     return model, adapted, record
 
 

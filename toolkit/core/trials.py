@@ -28,7 +28,8 @@ def run_all(
         labels: a dict per job to put into its row; left out, the job's numbers and strings.
 
     Returns:
-        A DataFrame with one row per job, in order.
+        A DataFrame with one row per job, in order. A run that raised ``FloatingPointError``
+        diverged: its ``validation`` and ``test`` are not a number.
     """
     import joblib
     import pandas as pd
@@ -45,7 +46,10 @@ def run_all(
 
 def _alone(function: Callable[..., Mapping[str, Any]], job: Mapping[str, Any]) -> Mapping[str, Any]:
     torch.set_num_threads(1)
-    return function(**job)
+    try:
+        return function(**job)
+    except FloatingPointError:  # a method refused a gradient that is not finite: the run diverged
+        return {"validation": math.nan, "test": math.nan}
 
 
 def tune_all(

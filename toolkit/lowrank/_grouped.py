@@ -77,15 +77,20 @@ class GroupedController:
         return torch.stack([getattr(self.layers[i], name).detach() for i in group.members])
 
     def gradients(self) -> list[Tensor] | None:
-        """Gradients of every A, then of every B, zeros where there is none; None if all lack."""
+        """Gradients of every A, then of every B, zeros where there is none; None if all lack.
+
+        Also None where GradScaler found an overflow and a fused optimizer is about to skip the
+        step.
+        """
         if getattr(self.optimizer, "grad_scale", None) is not None:
             raise RuntimeError(
                 f"{type(self.method).__name__} reads gradients, but GradScaler leaves them scaled "
                 "for a fused optimizer; build the optimizer with fused=False, or call "
                 "scaler.unscale_(optimizer) before scaler.step(optimizer)"
             )
+        overflow = getattr(self.optimizer, "found_inf", None)
         tensors = self.tensors()
-        if all(t.grad is None for t in tensors):
+        if (overflow is not None and bool(overflow)) or all(t.grad is None for t in tensors):
             return None
         for t, name in zip(tensors, 2 * self.names, strict=True):
             if t.grad is not None and t.grad.layout != torch.strided:

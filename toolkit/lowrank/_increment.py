@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,7 +12,13 @@ from torch import Tensor, nn
 
 from toolkit.core.layers import LayerSpec
 from toolkit.lowrank._budget import orthogonality_gradients
-from toolkit.lowrank._growth import GrowthController, Scorer, average_over_ranks, choose
+from toolkit.lowrank._growth import (
+    GrowthController,
+    Scorer,
+    average_over_ranks,
+    choose,
+    looks,
+)
 
 if TYPE_CHECKING:
     from toolkit.lowrank.increlora import IncreLoRA
@@ -127,7 +133,7 @@ class IncrementController(GrowthController):
     def _check_schedule(self, total_steps: int) -> None:
         super()._check_schedule(total_steps)
         m = self.method
-        rounds = (total_steps - 1) // m.interval - m.warmup // m.interval
+        rounds = looks(m.warmup, m.interval, total_steps)
         missing = self.target - self.total
         most = rounds * min(m.top, len(self.layers)) * m.growth
         if missing > most:
@@ -148,6 +154,20 @@ class IncrementController(GrowthController):
             if not open_:
                 layer.retire()
 
+    @property
+    def remove(self) -> Callable[[], None]:
+        """Takes the hooks off the optimizer, and stops the layers from scoring for nobody."""
+        return self._remove
+
+    @remove.setter
+    def remove(self, unhook: Callable[[], None]) -> None:
+        def both() -> None:
+            unhook()
+            for layer in self.layers:
+                layer.listening, layer.score = False, None
+
+        self._remove = both
+
     def _near(self) -> bool:
         """Whether the coming step is one of the last ``window`` up to a look."""
         first = max(self.step, self.warmup + 1)
@@ -158,8 +178,10 @@ class IncrementController(GrowthController):
     def before_step(self) -> None:
         grow = self.allocating
         try:
-            self.check_gradients(finite=grow)
-            self.average_grown()
+            self.check_gradients(finite=False)
+            self.average_grown()  # first, so that all processes find the same gradients finite
+            if grow:
+                self.check_gradients(finite=True)
             amounts = self._decide(grow) if self.growing else None
         finally:
             for layer in self.layers:

@@ -32,7 +32,7 @@ def equivalent_gradient(gA: Tensor, gB: Tensor, A: Tensor, B: Tensor, s: float) 
     Returns:
         (m, n). One product with inner size 2 r, because two would write the matrix twice.
 
-    Source: paper, equation 5; the official ``equiv_grad``.
+    Source: paper; the official ``equiv_grad``.
     """
     return torch.cat([B, gB], -1) @ (s * torch.cat([gA, A], -2))
 
@@ -154,7 +154,7 @@ def adjusted(
         ValueError: ``damping=0`` and a factor that is not 0 has dependent rows or columns;
             ``damping`` negative; an unknown X.
 
-    Source: paper, theorems 2.1 and 2.3; official ``lorapro_full_adjustment``.
+    Source: paper (its theorem); official ``lorapro_full_adjustment``.
     """
     gA, gB = Frame.of(A, B, damping).pair(gA_l, gB_l, s, X)
     return gA.to(gA_l.dtype), gB.to(gB_l.dtype)

@@ -322,7 +322,8 @@ class IncreLoRALayer(nn.Module):
             A = normal((wide, spec.cols), 0.02, spec, source)
             B = normal((spec.rows, wide), 0.02, spec, source)
         else:
-            A, B = (t.to(spec.device, spec.dtype).clone() for t in draws)
+            A, B = (t.clone() for t in draws)
+        A, B = A.to(self.A0), B.to(self.A0)  # the model may have moved since it was adapted
         if A.shape != (wide, spec.cols) or B.shape != (spec.rows, wide):
             raise ValueError(
                 f"draws of layer {spec.name!r} have shapes {tuple(A.shape)} and {tuple(B.shape)}, "

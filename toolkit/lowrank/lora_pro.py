@@ -28,7 +28,8 @@ from toolkit.core.adapted import Adapted
 from toolkit.core.catalogue import Info, hyper, validate
 from toolkit.core.layers import KINDS, LayerSpec
 from toolkit.core.peft_format import PeftNames
-from toolkit.lowrank._adjustment import AdamAdjustment, Adjustment
+from toolkit.lowrank._adjustment import Adjustment
+from toolkit.lowrank._inner_adam import AdamAdjustment
 from toolkit.lowrank._projection import CHOICES
 from toolkit.lowrank.lora import LoRA, LoRALayer, check_rank
 
@@ -104,7 +105,7 @@ class LoRAPro:
         "sylvester",
         choices=CHOICES,
         help="how the change is shared between A and B",
-        source="paper, theorem 2.3; official code",
+        source="paper; official code",
     )
     beta1: float = hyper(
         0.9,
@@ -186,7 +187,11 @@ class LoRAPro:
         beside: torch.optim.Optimizer | None = None,
     ) -> Adjustment:
         if self.mode == "full":
-            return AdamAdjustment(self, adapted.adapters, optimizer, adapted.extra, beside)
+            full = AdamAdjustment(self, adapted.adapters, optimizer, adapted.extra, beside)
+            if adapted.resume:
+                full.refuse_foreign(adapted.resume)
+            full.let_go()  # the last thing, so that a refusal leaves the optimizer as it was
+            return full
         if beside is not None:
             raise TypeError(
                 "beside is for mode='full', where the optimizer must be SGD; in efficient mode "
