@@ -159,7 +159,11 @@ class LoRAGGPO:
         source="ours; memory against time",
     )
     seed: int = hyper(
-        0, low=0, high=2**31 - 1, help="seed of the noise, where attach gets no generator"
+        0,
+        low=0,
+        high=2**31 - 1,
+        help="seed of the noise, where attach gets no generator",
+        source="ours; the same on all processes of a run",
     )
 
     info: ClassVar[Info] = Info(
