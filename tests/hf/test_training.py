@@ -51,6 +51,7 @@ def test_trainer_gives_the_same_weights(slug, expected, tmp_path):
         torch.testing.assert_close(value.detach(), expected[slug][name], rtol=1e-6, atol=1e-7)
     if adapted.controller is not None:
         assert adapted.controller.step == STEPS
+    if hasattr(adapted.controller, "ranks"):
         assert sum(adapted.controller.ranks().values()) == adapted.controller.target
 
 
