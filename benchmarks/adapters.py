@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 import toolkit
 from benchmarks.timing import alternate, compare, emit, peak_bytes, tensor_bytes
-from toolkit import AdaLoRA, IncreLoRA, LoRA, LoRAGGPO, LoRAPro, TriAdaptLoRA, adapt
+from toolkit import AdaLoRA, IncreLoRA, LoRA, LoRAGGPO, LoRAPro, TriAdaptLoRA, adapt, catalogue
+from toolkit.core.catalogue import hyperparameters
 
 RANK, LAST = 8, 1_000_000
 
@@ -110,10 +111,10 @@ def floor(base: nn.Module, batch: dict[str, Tensor]) -> Arm:
     return Arm(model, torch.optim.AdamW([first.bias], lr=1e-4), batch)
 
 
-# Every arm trains as many numbers as LoRA of rank 8, up to one number per rank (the lambdas) or the
-# small cores. The first of a method is a step at which nothing is allocated; what follows its slug
-# says what happens in each step.
-AGAINST_LORA = {
+# What a method's own line should run instead of its defaults at rank 8, and further lines: what
+# follows the slug says what happens in each step. Every arm trains as many numbers as LoRA of rank
+# 8, up to one number per rank (the lambdas) or the small cores.
+SPECIAL = {
     "adalora": AdaLoRA(rank=RANK, target_rank=RANK, warmup=LAST - 20, final=10),
     "adalora/allocating": AdaLoRA(rank=RANK, target_rank=RANK // 2, warmup=1, final=10),
     "increlora": IncreLoRA(rank=RANK - 1, target_rank=RANK - 1),
@@ -121,11 +122,8 @@ AGAINST_LORA = {
     "increlora/growing": IncreLoRA(
         rank=RANK - 1, target_rank=2 * RANK, interval=1, warmup=0, top=1
     ),
-    "triadaptlora": TriAdaptLoRA(init_rank=RANK, target_rank=RANK),
     "triadaptlora/growing": TriAdaptLoRA(init_rank=RANK, target_rank=2 * RANK, block=1),
-    "lora_pro": LoRAPro(rank=RANK),
     "lora_pro/efficient": LoRAPro(rank=RANK, mode="efficient"),
-    "lora_ggpo": LoRAGGPO(rank=RANK),
     "lora_ggpo/mgpo": LoRAGGPO(rank=RANK, variant="mgpo"),
 }
 METHODS = {
@@ -158,18 +156,30 @@ def steps(base: nn.Module, batch: dict[str, Tensor], where: str, rounds: int, fa
         emit(compare(f"{slug}/peak-memory/{where}", *pair, "MiB", **facts))
 
 
+def at_equal_rank(method: type) -> Any:
+    """The method with every rank it declares at 8, so that nothing is left to allocate."""
+    ranks = {
+        h.name: RANK
+        for h in hyperparameters(method)
+        if h.name == "rank" or (h.name.endswith("_rank") and h.default is not None)
+    }
+    return method(**ranks)
+
+
 def against_lora(base: nn.Module, batch: dict, where: str, rounds: int, facts: dict) -> None:
     """Step time and peak memory of every method of the part relative to LoRA's."""
     device = next(base.parameters()).device
-    methods = {"lora": LoRA(rank=RANK), **AGAINST_LORA}
+    part = [e for e in catalogue() if e.part == "lowrank"]
+    methods = {e.slug: at_equal_rank(e.method) for e in part} | SPECIAL
+    others = [name for name in methods if name != "lora"]
     arms = {name: ours(base, method, batch) for name, method in methods.items()}
     stepping = {name: arm.step for name, arm in arms.items()}
     times = alternate(stepping, rounds, 1, device, settle=1, repeat=2)
-    for name in AGAINST_LORA:
+    for name in others:
         slug, _, what = name.partition("/")
         title = f"{slug}/{what}-step-vs-lora" if what else f"{slug}/step-vs-lora"
         emit(compare(f"{title}/{where}", times[name], times["lora"], "ms", **facts))
-    for name in AGAINST_LORA:
+    for name in others:
         slug, _, what = name.partition("/")
         title = f"{slug}/{what}-peak-memory-vs-lora" if what else f"{slug}/peak-memory-vs-lora"
         pair = [
