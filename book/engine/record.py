@@ -22,7 +22,7 @@ from book.engine.project import Chapter, EngineError, Project
 from book.engine.source import TITLE, TOKEN, Source, tags, with_scale
 
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
-SIZE_LIMIT = 900_000  # bytes of a page: larger ones load badly on a phone and swell the repository
+SIZE_LIMIT = 1_000_000  # bytes of a page: larger ones load badly on a phone and swell the repository
 WIDGET = "application/vnd.jupyter.widget-view+json"
 LIVE = (
     '<p class="live-only">This control moves when a kernel runs: open the chapter on Colab or in '
