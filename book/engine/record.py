@@ -22,7 +22,7 @@ from book.engine.project import Chapter, EngineError, Project
 from book.engine.source import TITLE, TOKEN, Source, tags, with_scale
 
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
-SIZE_LIMIT = 1_000_000  # bytes of a page: larger ones load badly on a phone and swell the repository
+SIZE_LIMIT = 900_000  # bytes of a page: larger ones load badly on a phone and swell the repository
 WIDGET = "application/vnd.jupyter.widget-view+json"
 LIVE = (
     '<p class="live-only">This control moves when a kernel runs: open the chapter on Colab or in '
@@ -196,9 +196,14 @@ def _without_widget(output: dict) -> dict:
 
 
 def recorded_outputs(chapter: Chapter) -> list[list[dict]]:
-    """The outputs of a page's code cells, in order."""
+    """The outputs of a page's code cells, in order, with pictures as light as new ones."""
     notebook = nbformat.read(chapter.page, as_version=4)
-    return [list(cell.outputs) for cell in notebook.cells if cell.cell_type == "code"]
+    found = [list(cell.outputs) for cell in notebook.cells if cell.cell_type == "code"]
+    for output in (output for cell in found for output in cell):
+        data = output.get("data", {})
+        if "text/html" in data:
+            data["text/html"] = lighten(data["text/html"])
+    return found
 
 
 def text_of(notebook: NotebookNode) -> str:
