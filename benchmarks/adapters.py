@@ -67,8 +67,14 @@ def ours(base: nn.Module, method: Any, batch: dict[str, Tensor]) -> Arm:
     own = isinstance(method, LoRAPro) and method.mode == "full"  # Adam is inside the method
     optimizer = (torch.optim.SGD if own else torch.optim.AdamW)(adapted.parameters(), lr=1e-4)
     adapted.attach(optimizer, total_steps=LAST)
-    controller = adapted.controller
-    return Arm(model, optimizer, batch, state=controller.state if controller else None)
+    covers = [getattr(adapter, "cover", None) for adapter in adapted.adapters.values()]
+
+    def state() -> list:
+        """The method's own tensors, perturbed weights that stand in for the layers' included."""
+        held = [adapted.controller.state()] if adapted.controller else []
+        return held + [c.stand_in for c in covers if c is not None and c.stand_in is not None]
+
+    return Arm(model, optimizer, batch, state=state)
 
 
 def peer_config(method: Any, targets: list[str]) -> Any:
