@@ -33,13 +33,54 @@ def bert():
         vocab_size=30, hidden_size=8, num_hidden_layers=3, num_attention_heads=2,
         intermediate_size=16, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
     )  # fmt: skip
+    torch.manual_seed(0)
     return transformers.BertModel(config, add_pooling_layer=False).double().eval()
+
+
+SIZES = {
+    "hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2,
+    "image_size": 8, "patch_size": 4, "num_channels": 1,
+}  # fmt: skip
+
+
+def clip():
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    return transformers.CLIPVisionModel(transformers.CLIPVisionConfig(**SIZES)).double().eval()
+
+
+def vit():
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.ViTConfig(**SIZES)
+    return transformers.ViTModel(config, add_pooling_layer=False).double().eval()
+
+
+class PreLN(torch.nn.Module):
+    """A block of the form of OpenAI's CLIP, torchvision and timm, with the names asked for."""
+
+    def __init__(self, norm, scale=None):
+        super().__init__()
+        self.norm, self.after = norm, scale
+        self.attn = torch.nn.Linear(8, 8)
+        self.add_module(norm, torch.nn.LayerNorm(8))
+        self.mlp = torch.nn.Sequential(
+            torch.nn.Linear(8, 16), torch.nn.GELU(), torch.nn.Linear(16, 8)
+        )
+        if scale:
+            self.add_module(scale[0], scale[1])
+
+    def forward(self, x):
+        x = x + self.attn(x)
+        return x + self.mlp(getattr(self, self.norm)(x))
 
 
 def inputs(make):
     draw = torch.Generator().manual_seed(1)
     if make is bert:
         return torch.randint(0, 30, (2, 5), generator=draw)
+    if make in (clip, vit):
+        return torch.randn(2, 1, 8, 8, generator=draw, dtype=DOUBLE)
     shape = (5, 6) if make is mlp else (5, 4, 8)
     return torch.randn(shape, generator=draw, dtype=DOUBLE)
 
@@ -57,25 +98,25 @@ def stir(adapter, seed=0):
             p.copy_(0.5 * torch.randn(p.shape, generator=draw, dtype=torch.float64))
 
 
-MODELS = [mlp, vision, bert]
+MODELS = [mlp, vision, bert, clip, vit]
 
 
 @pytest.mark.parametrize("make", MODELS)
 def test_the_network_starts_as_it_was_and_training_reaches_the_adapters_alone(make):
     model, x = make(), inputs(make)
     base = copy.deepcopy(model)
-    adapters = adapt.add_adaptformer(model, 2, generator=generator(1))
+    adapters = adapt.add_adaptformer(model, 6, generator=generator(1))
     assert len(adapters) == 3
     assert torch.equal(outputs(model, x), outputs(base, x))
     trained = [p for a in adapters for p in a.parameters()]
     own = {id(p) for p in trained}
     assert own == {id(p) for p in model.parameters() if p.requires_grad}
     assert {p.dtype for p in trained} == {DOUBLE}
-    assert sum(p.numel() for p in trained) == 3 * (2 * 8 * 2 + 3 * 8 + 2 + 1)
+    assert sum(p.numel() for p in trained) == 3 * (2 * 8 * 6 + 3 * 8 + 6 + 1)
     for n, adapter in enumerate(adapters):
         stir(adapter, n)
     assert not torch.allclose(outputs(model, x), outputs(base, x))
-    if make is not bert:
+    if make in (mlp, vision):
         model.head.requires_grad_(True)
     out = outputs(model, x)
     (out * torch.randn_like(out)).sum().backward()
@@ -103,6 +144,13 @@ def test_last_adapts_the_last_blocks(make):
     elif make is vision:
         before = []
         base.blocks[2].norm2.register_forward_pre_hook(lambda m, args: before.append(args[0]))
+        base(x)
+        (stream,) = before
+    elif make in (clip, vit):
+        before = []
+        name = "encoder.layers.2.layer_norm2" if make is clip else "layers.2.layernorm_after"
+        norm = next(m for n, m in base.named_modules() if n.endswith(name))
+        norm.register_forward_pre_hook(lambda m, args: before.append(args[0]))
         base(x)
         (stream,) = before
     else:
@@ -155,6 +203,54 @@ def test_the_adapter_of_bert_acts_before_the_last_norm():
     inner = output.block
     total = inner.dense(hidden) + stream + torch.as_tensor(by_hand(adapter, stream))
     torch.testing.assert_close(output(hidden, stream), inner.LayerNorm(total))
+
+
+@pytest.mark.parametrize("norm", ["ln_2", "norm2"])
+def test_the_adapter_of_a_pre_ln_block_adds_to_its_stream(norm):
+    model = torch.nn.Sequential(PreLN(norm)).double()
+    base, x = copy.deepcopy(model), torch.randn(2, 3, 8, dtype=DOUBLE)
+    (adapter,) = adapt.add_adaptformer(model, 3)
+    stir(adapter)
+    stream = x + base[0].attn(x)
+    wanted = base[0](x).detach().numpy() + by_hand(adapter, stream)
+    np.testing.assert_allclose(model(x).detach().numpy(), wanted, atol=1e-12)
+    assert model[0].mlp.stream is None  # no activation is kept
+    # a copy listens to its own norm
+    other = copy.deepcopy(model)
+    model(torch.zeros_like(x))
+    torch.testing.assert_close(other(x), torch.from_numpy(wanted))
+    with pytest.raises(RuntimeError, match="without the LayerNorm"):
+        model[0].mlp(x)
+
+
+def test_an_adapted_clip_survives_checkpointing_and_saving():
+    model, x = clip(), inputs(clip)
+    for n, adapter in enumerate(adapt.add_adaptformer(model, 2)):
+        stir(adapter, n)
+    out = outputs(model, x)
+    pull = torch.randn(out.shape, generator=torch.Generator().manual_seed(2), dtype=DOUBLE)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    plain = torch.autograd.grad((out * pull).sum(), trained)
+    model.train()
+    model.activation_checkpointing_enable({"use_reentrant": False})
+    for a, b in zip(
+        torch.autograd.grad((outputs(model, x) * pull).sum(), trained), plain, strict=True
+    ):
+        torch.testing.assert_close(a, b)
+    fresh = clip()
+    adapt.add_adaptformer(fresh, 2, generator=generator(5))
+    fresh.load_state_dict(model.state_dict())
+    torch.testing.assert_close(outputs(fresh, x), out)
+
+
+@pytest.mark.parametrize("name", ["ls2", "ls_2", "layer_scale2"])
+def test_a_block_that_scales_its_mlp_is_refused_and_left_alone(name):
+    model = torch.nn.Sequential(PreLN("norm2", (name, torch.nn.Linear(8, 8))))
+    with pytest.raises(ValueError, match=f"PreLN.{name} would scale"):
+        adapt.add_adaptformer(model, 2)
+    assert all(p.requires_grad for p in model.parameters())
+    model = torch.nn.Sequential(PreLN("norm2", (name, torch.nn.Identity())))
+    assert len(adapt.add_adaptformer(model, 2)) == 1
 
 
 def test_weights_start_as_the_card_says_and_follow_the_generator():

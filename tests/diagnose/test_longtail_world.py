@@ -166,6 +166,20 @@ def test_arms_are_what_they_say():
     assert torch.equal(out.prior, lt.prior_from_counts(out.counts))
 
 
+def test_some_arms_can_be_run_alone():
+    rates = {"LA": 0.05}  # and no other rate is asked for
+    some = ("LA/different", "LA/same")
+    whole = lt.experiment(design(), {0: world()}, PLAN, dict.fromkeys(lt.MENU, 0.05))[0]
+    part = lt.experiment(design(), {0: world()}, PLAN, rates, (), some)[0]
+    assert set(part.logits) == set(some)
+    assert set(part.valid_logits) == {"LA/different"}
+    for arm in some:
+        torch.testing.assert_close(part.logits[arm], whole.logits[arm], atol=1e-3, rtol=0)
+    for wrong in (("LA/same",), ("LA/different", "other")):
+        with pytest.raises(ValueError, match="keep LA/different"):
+            lt.experiment(design(), {0: world()}, PLAN, rates, (), wrong)
+
+
 def test_models_of_one_prior_share_their_order():
     states, at, outcomes = start(design(), {0: world()}, PLAN)
     assert at[0, "same", 0] == at[0, "different", 0]

@@ -140,17 +140,29 @@ class Beside(nn.Module):
     """A block with an AdaptFormer beside its MLP.
 
     Args:
-        block: a ``ResidualBlock`` or ``StreamBlock`` of the toolkit, or the ``output`` module of a
-            BERT layer of transformers.
+        block: a ``ResidualBlock`` or ``StreamBlock`` of the toolkit, the ``output`` module of a
+            BERT layer of transformers, or the MLP of a pre-LN block, which needs ``norm``.
         adapter: acts on the stream that enters the MLP.
+        norm: the LayerNorm before the MLP; the stream is what enters it.
     """
 
-    def __init__(self, block: nn.Module, adapter: AdaptFormer):
+    def __init__(self, block: nn.Module, adapter: AdaptFormer, norm: nn.Module | None = None):
         super().__init__()
         self.block, self.adapter = block, adapter
+        self.listens, self.stream = norm is not None, None
+        if norm is not None:  # a pre-LN block hands its stream to no other module
+            norm.register_forward_pre_hook(self._listen)
+
+    def _listen(self, norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self.stream = inputs[0]
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """What the block takes and gives."""
+        if self.listens:
+            stream, self.stream = self.stream, None  # hold no activation longer than needed
+            if stream is None:
+                raise RuntimeError("the MLP ran without the LayerNorm before it: run the block.")
+            return self.block(*inputs) + self.adapter(stream)
         if isinstance(self.block, StreamBlock):
             (x,) = inputs
             x = self.block.attend(x)
@@ -172,7 +184,9 @@ def add_adaptformer(
     """Freeze a network and put an AdaptFormer beside the MLP of its blocks, in place.
 
     Args:
-        model: holds ``ResidualBlock`` or ``StreamBlock`` modules, or BERT layers.
+        model: holds ``ResidualBlock`` or ``StreamBlock`` modules, BERT layers, or pre-LN blocks:
+            those of CLIP, SigLIP and ViT in transformers, and of OpenCLIP, timm and torchvision.
+            Of a model with two towers give the one to be adapted, such as ``clip.vision_model``.
         bottleneck: units inside; see :func:`bottleneck_for`.
         last: only the last so many blocks.
         generator: draws the weights.
@@ -181,33 +195,63 @@ def add_adaptformer(
         The modules; they are all that requires gradients now. (Unfreeze the head, if it trains.)
 
     Raises:
-        ValueError: no such block, or fewer than ``last``; nothing is changed then.
+        ValueError: no such block, fewer than ``last``, a block that scales what its MLP adds
+            (LayerScale), or a model that was adapted before; nothing is changed then.
     """
     places = list(_blocks(model))
     if not places or (last is not None and not 1 <= last <= len(places)):
         raise ValueError(
             f"last={last}: the model has {len(places)} blocks that an AdaptFormer fits beside "
-            "(ResidualBlock, StreamBlock, BERT layers)."
+            "(ResidualBlock, StreamBlock, BERT layers, pre-LN blocks such as those of CLIP)."
         )
     if any(isinstance(module, Beside) for module in model.modules()):
         raise ValueError("the model has AdaptFormers already: start from the foundation model.")
     places = places[-last if last else 0 :]
-    adapters = [AdaptFormer(width, bottleneck, generator) for _, _, width in places]
+    for owner, name, _, norm in places:
+        if norm is not None and (scaled := _scaled(owner)):
+            raise ValueError(
+                f"{type(owner).__name__}.{scaled} would scale the AdaptFormer beside {name} too: "
+                "use blocks without LayerScale, or place AdaptFormer modules by hand."
+            )
+    adapters = [AdaptFormer(width, bottleneck, generator) for _, _, width, _ in places]
     model.requires_grad_(False)
-    for (owner, name, _), adapter in zip(places, adapters, strict=True):
+    for (owner, name, _, norm), adapter in zip(places, adapters, strict=True):
         old = getattr(owner, name)
         like = next(old.parameters())
-        setattr(owner, name, Beside(old, adapter.to(like.device, like.dtype)))
+        setattr(owner, name, Beside(old, adapter.to(like.device, like.dtype), norm))
     return adapters
 
 
-def _blocks(model: nn.Module) -> Iterator[tuple[nn.Module, str, int]]:
-    """Owner, name and stream width of every module that :class:`Beside` may replace."""
+# names of the second LayerNorm in pre-LN blocks whose MLP is called mlp
+NORMS = (
+    "layer_norm2",  # CLIP, SigLIP (transformers)
+    "layernorm_after",  # ViT (transformers)
+    "ln_2",  # OpenAI's and OpenCLIP's code, torchvision
+    "norm2",  # timm, DINOv2 (transformers)
+)
+
+
+def _blocks(model: nn.Module) -> Iterator[tuple[nn.Module, str, int, nn.Module | None]]:
+    """Owner, name and stream width of every module that :class:`Beside` may replace, and the norm
+    to listen to."""
     for owner in model.modules():
         for name, child in owner.named_children():
             if isinstance(child, StreamBlock):
-                yield owner, name, child.up.in_features
+                yield owner, name, child.up.in_features, None
             elif isinstance(child, ResidualBlock):
-                yield owner, name, child.linear.in_features
+                yield owner, name, child.linear.in_features, None
             elif type(child).__name__ == "BertOutput":
-                yield owner, name, child.dense.out_features
+                yield owner, name, child.dense.out_features, None
+            elif name == "mlp":
+                norms = (getattr(owner, n, None) for n in NORMS)
+                norm = next((n for n in norms if isinstance(n, nn.LayerNorm)), None)
+                if norm is not None:
+                    yield owner, name, norm.normalized_shape[-1], norm
+
+
+def _scaled(block: nn.Module) -> str | None:
+    """The LayerScale behind the MLP of a pre-LN block, by its name in the libraries above."""
+    for name in ("ls2", "ls_2", "layer_scale2"):
+        if not isinstance(getattr(block, name, nn.Identity()), nn.Identity):
+            return name
+    return None

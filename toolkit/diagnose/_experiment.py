@@ -30,6 +30,7 @@ from toolkit.diagnose._prior import PriorEstimate, estimate_prior
 from toolkit.diagnose._world import Design, DigitPairs, Set
 
 MENU = ("CE", "LA", "GLA-Train", "focal", "LDAM", "CB", "GRW", "LADE")
+ENSEMBLES = ("LA/different", "CE/different", "CE/after", "LA/same", "LA/again")
 
 
 @dataclass(frozen=True)
@@ -223,6 +224,7 @@ def experiment(
     plan: Plan,
     rates: Mapping[str, float],
     names: Sequence[str] = MENU,
+    ensembles: Sequence[str] = ENSEMBLES,
 ) -> list[Outcome]:
     """Run all arms of all seeds.
 
@@ -237,25 +239,36 @@ def experiment(
         plan: sizes.
         rates: learning rate of every loss, and of ``CE, adjusted after`` (that of CE by default).
         names: losses to be run on the first model.
+        ensembles: arms of M students to be run; ``LA/different`` belongs to ``LA/same`` and
+            ``LA/again``, which share its first student.
 
     Returns:
         One outcome per seed.
+
+    Raises:
+        ValueError: an arm of ``ensembles`` that is not known, or one without ``LA/different``.
     """
-    states, at, outcomes = start(design, worlds, plan)
+    odd = set(ensembles) - set(ENSEMBLES)
+    if odd or ("LA/different" not in ensembles and {"LA/same", "LA/again"} & set(ensembles)):
+        raise ValueError(
+            f"ensembles={tuple(ensembles)}: choose among {ENSEMBLES}, and keep LA/different."
+        )
+    states, at, outcomes = start(design, worlds, plan, "LA/same" in ensembles)
     # seed, arm, loss, foundation, own seed, rate
     jobs: list[tuple[int, str, str, int, int, float]] = []
-    after = rates.get("CE, adjusted after", rates["CE"])
+    after = "CE, adjusted after" if "CE, adjusted after" in rates else "CE"
     for seed in worlds:
-        for m in range(plan.models):
-            own, other = at[seed, "different", m], at[seed, "same", m]
-            jobs.append((seed, "LA/different", "LA", own, seed, rates["LA"]))
-            jobs.append((seed, "CE/different", "CE", own, seed, rates["CE"]))
-            jobs.append((seed, "CE/after", "CE", own, seed, after))
-            if m:
-                again = (at[seed, "different", 0], 1000 * seed + m, rates["LA"])
-                jobs.append((seed, "LA/same", "LA", other, seed, rates["LA"]))
-                jobs.append((seed, "LA/again", "LA", *again))
         first = at[seed, "different", 0]
+        for m in range(plan.models):
+            for arm in (a for a in ENSEMBLES if a in ensembles):
+                if arm in ("LA/same", "LA/again") and m == 0:
+                    continue  # the first of these is the first of the others
+                kind = "same" if arm == "LA/same" else "different"
+                model = first if arm == "LA/again" else at[seed, kind, m]
+                own_seed = 1000 * seed + m if arm == "LA/again" else seed
+                loss = arm[:2]
+                rate = rates[after if arm == "CE/after" else loss]
+                jobs.append((seed, arm, loss, model, own_seed, rate))
         jobs += [(seed, n, n, first, seed, rates[n]) for n in names if n not in ("CE", "LA")]
         if "GLA-Train" in names:
             jobs.append((seed, "GLA-Train/LA", "GLA-Train", first, seed, rates["LA"]))
@@ -273,13 +286,14 @@ def experiment(
             own = [i for i, job in enumerate(jobs) if job[:2] == (seed, arm)]
             outcome.students[arm] = take(done, own)
             outcome.logits[arm] = design.logits(outcome.students[arm], outcome.test[0])
-        for arm in ("LA/same", "LA/again"):  # the first of these is the first of the others
+        for arm in {"LA/same", "LA/again"} & set(outcome.logits):
             outcome.logits[arm] = torch.cat(
                 [outcome.logits["LA/different"][:1], outcome.logits[arm]]
             )
         outcome.valid_logits = {
             arm: design.logits(outcome.students[arm], outcome.valid[0])
             for arm in ("LA/different", "CE/different")
+            if arm in ensembles
         }
     return list(outcomes.values())
 
