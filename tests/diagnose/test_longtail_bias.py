@@ -241,6 +241,25 @@ def test_gla_refuses_to_adjust_twice():
         ensemble.gla(adjusted, zero, p, p)
     with pytest.raises(ValueError, match="zero_shot were adjusted"):
         ensemble.gla(tuned, logit_adjust(zero, p), p)
+    broken = zero.clone()
+    broken[1, 2] = math.nan
+    for pair, name in (((tuned, broken), "zero_shot"), ((broken, zero), "fine_tuned")):
+        with pytest.raises(ValueError, match=rf"{name}\[1\] holds NaN"):
+            ensemble.gla(*pair, p)
+
+
+def test_marks_of_adjustment_survive_the_averages():
+    z, _ = models()
+    p = torch.full((4,), 0.25, dtype=DOUBLE)
+    adjusted = [logit_adjust(one, p) for one in z]
+    for combined in (
+        ensemble.gla(z[0], z[1], p),
+        *(ensemble.backdoor_adjust(adjusted, how) for how in ensemble.REDUCE),
+        ensemble.backdoor_adjust(logit_adjust(z, p)),
+    ):
+        with pytest.raises(ValueError, match="adjusted for a prior already"):
+            logit_adjust(combined, p)
+    logit_adjust(ensemble.backdoor_adjust(z), p)
 
 
 # the backdoor average

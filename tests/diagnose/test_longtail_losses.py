@@ -133,6 +133,12 @@ def test_value_and_gradient_are_those_of_the_definition(name, seen):
     assert torch.autograd.gradcheck(lambda t: loss(t, y), (z,))
 
 
+@pytest.mark.parametrize("name", sorted(set(LOSSES) - {"focal", "focal 0.5"}))
+def test_logits_of_other_classes_are_refused(name):
+    with pytest.raises(ValueError, match="logits have 4 classes, this loss was made for 5"):
+        LOSSES[name][0]()(torch.zeros(3, 4, dtype=torch.float64), torch.tensor([0, 1, 2]))
+
+
 @pytest.mark.parametrize("name", LOSSES)
 def test_single_precision_and_one_example_are_fine(name):
     loss = LOSSES[name][0]().float()

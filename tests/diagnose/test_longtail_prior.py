@@ -230,6 +230,7 @@ RIGHT = torch.eye(3, dtype=DOUBLE).repeat(4, 1)
         (lambda: prior_.calibrate_temperature(RIGHT, RIGHT.argmin(1)), "accuracy 0 is no mean"),
         (lambda: prior_.calibrate_temperature(NAN, Y), "logits[7] holds NaN"),
         (lambda: prior_.logit_adjust(Z, PI), "prior has shape (4,)"),
+        (lambda: prior_.logit_adjust(NAN[None], torch.full((5,), 0.2)), "logits[0, 7] holds NaN"),
         (lambda: prior_.logit_adjust(Z, torch.ones(5)), "prior sums to 5"),
         (lambda: prior_.logit_adjust(Z, torch.arange(5)), "whole numbers"),
         (lambda: prior_.logit_adjust(Z, torch.tensor([0.5, 0.5, 0, 0, 0])), "prior[2] = 0"),

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from toolkit.diagnose._losses import LOG_EPSILON, check_logits, check_prior
+from toolkit.diagnose._losses import LOG_EPSILON, check_logits, check_numbers, check_prior
 from toolkit.diagnose._prior import refuse_adjusted
 
 REDUCE = ("logit", "prob")
@@ -39,8 +39,8 @@ def gla(
             would be subtracted twice.
 
     Raises:
-        ValueError: shapes or priors that do not fit, or logits that carry the mark of
-            :func:`logit_adjust` together with a prior.
+        ValueError: shapes or priors that do not fit, logits with NaN, or logits that carry the
+            mark of :func:`logit_adjust` together with a prior.
     """
     if fine_tuned.shape != zero_shot.shape:
         raise ValueError(
@@ -48,13 +48,15 @@ def gla(
             f"{tuple(zero_shot.shape)}: the same examples and classes are needed."
         )
     classes = fine_tuned.shape[-1]
-    refuse_adjusted(zero_shot, "zero_shot")
+    refuse_adjusted(check_numbers(zero_shot, "zero_shot"), "zero_shot")
+    check_numbers(fine_tuned, "fine_tuned")
     model_prior = check_prior(model_prior, classes, "model_prior")
     adjusted = fine_tuned + zero_shot - model_prior.to(fine_tuned).log()
-    if prior is None:
-        return adjusted
-    refuse_adjusted(fine_tuned, "fine_tuned")
-    return adjusted - (check_prior(prior, classes).to(fine_tuned) + LOG_EPSILON).log()
+    if prior is not None:
+        refuse_adjusted(fine_tuned, "fine_tuned")
+        adjusted = adjusted - (check_prior(prior, classes).to(fine_tuned) + LOG_EPSILON).log()
+    adjusted.adjusted_for = model_prior
+    return adjusted
 
 
 def backdoor_adjust(
@@ -103,8 +105,12 @@ def backdoor_adjust(
     z = logits if isinstance(logits, Tensor) else torch.stack(models)
     share = _weights(weights, len(models)).to(z)
     if reduce == "logit":
-        return torch.einsum("m,mnk->nk", share, z)
-    return (z.log_softmax(-1) + share.log()[:, None, None]).logsumexp(0)
+        mean = torch.einsum("m,mnk->nk", share, z)
+    else:
+        mean = (z.log_softmax(-1) + share.log()[:, None, None]).logsumexp(0)
+    marks = [getattr(model, "adjusted_for", None) for model in (logits, *models)]
+    mean.adjusted_for = next((mark for mark in marks if mark is not None), None)
+    return mean
 
 
 def _weights(weights: Tensor | Sequence[float] | None, count: int) -> Tensor:

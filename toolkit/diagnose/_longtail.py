@@ -215,6 +215,6 @@ def check_counts(counts: Tensor | Sequence[float], zero: bool = False) -> Tensor
         k = int((made == 0).nonzero()[0])
         raise ValueError(
             f"counts[{k}] is 0, and the logarithm of its share is minus infinity: leave the class "
-            "out, or set a floor in prior_from_counts(counts, floor=...)."
+            "out, count it as 1 (counts.clamp(min=1)), or set prior_from_counts(counts, floor=...)."
         )
     return made

@@ -18,6 +18,8 @@ All return the mean over the batch, as the official code ``JiahaoChen1/Pre-train
 on ``shijxcs/LIFT``) does. Vectors over classes are buffers, so that many modules can be stacked
 along a lane axis: see ``toolkit.core.lanes.lane_loss``.
 
+All refuse logits of another number of classes than they were made for (ValueError).
+
 Priors are explicit. A class with probability 0 is refused: its logarithm has no value. The official
 code adds 1e-9 inside the logarithm of logit adjustment, which hides such a class; the same number
 is added here, after the check, so that values agree.
@@ -82,6 +84,19 @@ def check_prior(prior: Tensor, classes: int | None = None, name: str = "prior") 
     return prior
 
 
+def check_numbers(logits: Tensor, name: str = "logits") -> Tensor:
+    """Logits (..., K) without NaN and +inf; -inf is a class that is not possible.
+
+    Raises:
+        ValueError: naming the first such row.
+    """
+    bad = (logits.isnan() | (logits == torch.inf)).any(-1)
+    if bad.any():
+        row = ", ".join(str(int(i)) for i in bad.nonzero()[0])
+        raise ValueError(f"{name}[{row}] holds NaN or inf: did the run diverge?")
+    return logits
+
+
 def check_logits(logits: Tensor, labels: Tensor | None = None, name: str = "logits") -> Tensor:
     """Logits (N, K), and labels (N,) that fit them.
 
@@ -90,9 +105,7 @@ def check_logits(logits: Tensor, labels: Tensor | None = None, name: str = "logi
     """
     if logits.dim() != 2 or logits.shape[1] < 2 or not len(logits):
         raise ValueError(f"{name} has shape {tuple(logits.shape)}: give (examples, classes).")
-    if logits.isnan().any() or (logits == torch.inf).any():
-        row = int((logits.isnan() | (logits == torch.inf)).any(1).nonzero()[0])
-        raise ValueError(f"{name}[{row}] holds NaN or inf: did the run diverge?")
+    check_numbers(logits, name)
     if labels is not None:
         if labels.shape != logits.shape[:1] or labels.is_floating_point():
             raise ValueError(
@@ -102,6 +115,15 @@ def check_logits(logits: Tensor, labels: Tensor | None = None, name: str = "logi
         if labels.min() < 0 or labels.max() >= logits.shape[1]:
             raise ValueError(f"labels must lie between 0 and {logits.shape[1] - 1}.")
     return logits
+
+
+def _same_classes(logits: Tensor, each: Tensor) -> None:
+    """Refuse logits (b, K) of another number of classes than a loss was made for."""
+    if logits.shape[-1:] != each.shape:
+        raise ValueError(
+            f"logits have {logits.shape[-1]} classes, this loss was made for {len(each)}: give it "
+            "the counts or the prior of these classes."
+        )
 
 
 def _log_likelihood(logits: Tensor, labels: Tensor) -> Tensor:
@@ -132,6 +154,7 @@ class FocalLoss(nn.Module):
         """Logits (b, K) and labels (b,) to a number."""
         loss = -_log_likelihood(logits, labels)
         if self.weight is not None:
+            _same_classes(logits, self.weight)
             loss = loss * self.weight[labels]
         return ((1 - torch.exp(-loss)) ** self.gamma * loss).mean()
 
@@ -161,6 +184,7 @@ class LDAMLoss(nn.Module):
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Logits (b, K) and labels (b,) to a number."""
+        _same_classes(logits, self.margin)
         one = F.one_hot(labels, logits.shape[-1]).to(logits.dtype)
         lowered = logits - self.scale * self.margin.to(logits.dtype) * one
         return -_log_likelihood(lowered, labels).mean()
@@ -176,6 +200,7 @@ class _Weighted(nn.Module):
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Logits (b, K) and labels (b,) to a number."""
+        _same_classes(logits, self.weight)
         each = self.weight[labels]
         return -(each * _log_likelihood(logits, labels)).sum() / each.sum()
 
@@ -232,6 +257,7 @@ class _Shifted(nn.Module):
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Logits (b, K) and labels (b,) to a number."""
+        _same_classes(logits, self.shift)
         return F.cross_entropy(logits + self.shift.to(logits.dtype), labels)
 
 
@@ -317,6 +343,7 @@ class LADELoss(nn.Module):
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Logits (b, K) and labels (b,) to a number."""
+        _same_classes(logits, self.prior)
         prior = self.prior.to(logits.dtype)
         batch, classes = logits.shape
         one = F.one_hot(labels, classes).to(logits.dtype)

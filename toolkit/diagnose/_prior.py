@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from toolkit.diagnose._losses import LOG_EPSILON, check_logits, check_prior
+from toolkit.diagnose._losses import LOG_EPSILON, check_logits, check_numbers, check_prior
 
 
 @dataclass(frozen=True)
@@ -169,8 +169,9 @@ def logit_adjust(logits: Tensor, prior: Tensor, tau: float = 1.0) -> Tensor:
     r"""Post-hoc logit adjustment: :math:`z - \tau \log\pi` (arXiv 2007.07314).
 
     Not for a model that was trained with logit adjustment: its logits are adjusted already. The
-    tensor returned carries a mark, and adjusting it again is refused; marks do not survive
-    arithmetic. :func:`adjustment_left` finds out from held-out data.
+    tensor returned carries a mark, and adjusting it again is refused; so do those of ``gla``, and
+    of ``backdoor_adjust`` for marked ones. Marks do not survive arithmetic:
+    :func:`adjustment_left` finds out from held-out data.
 
     Args:
         logits: (..., K).
@@ -178,17 +179,17 @@ def logit_adjust(logits: Tensor, prior: Tensor, tau: float = 1.0) -> Tensor:
         tau: strength.
 
     Raises:
-        ValueError: a prior that does not fit, or logits that were adjusted before.
+        ValueError: a prior that does not fit, logits with NaN, or logits that were adjusted before.
     """
     prior = check_prior(prior, logits.shape[-1])
-    refuse_adjusted(logits)
+    refuse_adjusted(check_numbers(logits))
     adjusted = logits - tau * (prior.to(logits) + LOG_EPSILON).log()
     adjusted.adjusted_for = prior
     return adjusted
 
 
 def refuse_adjusted(logits: Tensor, name: str = "logits") -> None:
-    """Raise ValueError for logits that :func:`logit_adjust` returned."""
+    """Raise ValueError for logits that carry the mark of :func:`logit_adjust`."""
     if getattr(logits, "adjusted_for", None) is not None:
         raise ValueError(
             f"{name} were adjusted for a prior already: subtracting it twice turns the bias round. "
