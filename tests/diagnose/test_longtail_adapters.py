@@ -243,6 +243,15 @@ def test_an_adapted_clip_survives_checkpointing_and_saving():
     torch.testing.assert_close(outputs(fresh, x), out)
 
 
+def test_a_scale_kept_as_a_parameter_is_refused_too():
+    model = torch.nn.Sequential(PreLN("norm2"))
+    model[0].gamma_2 = torch.nn.Parameter(torch.ones(8))
+    with pytest.raises(ValueError, match=r"PreLN\.gamma_2 would scale"):
+        adapt.add_adaptformer(model, 2)
+    model[0].gamma_2 = None
+    assert len(adapt.add_adaptformer(model, 2)) == 1
+
+
 @pytest.mark.parametrize("name", ["ls2", "ls_2", "layer_scale2"])
 def test_a_block_that_scales_its_mlp_is_refused_and_left_alone(name):
     model = torch.nn.Sequential(PreLN("norm2", (name, torch.nn.Linear(8, 8))))
@@ -318,6 +327,19 @@ def test_the_cosine_head_is_its_formula_and_starts_on_the_sphere():
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(head.weight, same.weight)
     assert not torch.equal(head.weight, other.weight)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_cosine_head_holds_in_half_precision(dtype):
+    head = adapt.CosineHead(768, 5, generator=generator(0))
+    x = 3000 * torch.randn(4, 768, generator=torch.Generator().manual_seed(0))
+    x[0] = 0
+    x = x.to(dtype)
+    wanted = head(x.float())
+    found = head.to(dtype)(x)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.float(), wanted, atol=0.1, rtol=0.02)
+    assert (found[0] == 0).all()
 
 
 def test_the_cosine_head_starts_from_class_means():

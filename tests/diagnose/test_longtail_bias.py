@@ -248,6 +248,15 @@ def test_gla_refuses_to_adjust_twice():
             ensemble.gla(*pair, p)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_gla_in_half_precision_lets_no_rare_class_win(dtype):
+    rare = torch.tensor([1 - 3e-8, 1e-8, 1e-8, 1e-8])
+    z = torch.zeros(2, 4, dtype=dtype)
+    found = ensemble.gla(z, z, rare, rare)
+    assert found.dtype == dtype
+    assert found.isfinite().all()
+
+
 def test_marks_of_adjustment_survive_the_averages():
     z, _ = models()
     p = torch.full((4,), 0.25, dtype=DOUBLE)
@@ -290,6 +299,15 @@ def test_the_average_is_its_formula_and_its_identities_hold(reduce):
     pair = ensemble.backdoor_adjust(z[:2], reduce)
     quiet = ensemble.backdoor_adjust(loud, reduce, [0.5, 0.5, 0.0])
     torch.testing.assert_close(quiet, pair, atol=1e-13, rtol=0)
+
+
+@pytest.mark.parametrize("reduce", ensemble.REDUCE)
+def test_a_model_without_weight_has_no_say_whatever_it_answers(reduce):
+    z, _ = models()
+    never = z[0].clone()
+    never[:, 1] = -math.inf
+    found = ensemble.backdoor_adjust([never, z[1]], reduce, [0.0, 1.0])
+    torch.testing.assert_close(found.log_softmax(1), z[1].log_softmax(1))
 
 
 def test_logits_and_probabilities_differ_where_models_do():

@@ -251,7 +251,9 @@ LEFT_COUNTS = longtail_counts(6, 200, 30.0)
     ("times", "words", "step"),
     [
         (1, "subtract its logarithm (logit adjustment)", "logit_adjust)."),
+        (0.35, "Part of the training prior is left", None),
         (0, ": fine.", None),
+        (-0.3, "A little more than the training prior was taken out", None),
         (-1, "adjusted twice?", "adjust the logits once only"),
     ],
 )
@@ -270,6 +272,16 @@ def test_left_of_gaussians(times, words, step):
         assert step in d.reading().splitlines()[-1]
     else:
         assert "logit_adjust" not in d.reading()
+
+
+def test_probabilities_are_read_like_their_logarithms():
+    likelihood, labels = gaussians()
+    log_prior = (LEFT_COUNTS / LEFT_COUNTS.sum()).double().log()
+    z = (likelihood + log_prior).log_softmax(1)
+    assert Diagnosis(z.exp(), labels, LEFT_COUNTS).left == pytest.approx(1, abs=0.1)
+    frame = pd.DataFrame(z.exp().numpy()).assign(label=labels.numpy())
+    found = Diagnosis.from_frame(frame, LEFT_COUNTS, scores=list(range(6)))
+    assert found.left == pytest.approx(Diagnosis(z, labels, LEFT_COUNTS).left, abs=1e-6)
 
 
 def test_left_is_not_given_where_it_means_nothing():
@@ -367,6 +379,23 @@ def test_equal_counts_are_no_groups():
     flat = Diagnosis(*answers_with(D_GAP), COUNTS, prior=[1 / 12] * 12)
     assert "Classes of one prior were cut apart" in flat.reading()
     assert flat.rank_correlation is None
+
+
+def test_no_adjustment_is_advised_where_the_few_are_ahead():
+    d = Diagnosis(*answers_with(D_GAP[::-1]), COUNTS)
+    d.left = 0.8  # as of a model that was not adjusted
+    assert "logit adjustment," not in d.reading().splitlines()[-1]
+    assert "less adjustment, if there was any" in d.reading().splitlines()[-1]
+
+
+def test_a_gap_with_part_of_the_prior_left_is_answered_by_adjustment():
+    likelihood, labels = gaussians(12, 60)
+    counts = torch.tensor(COUNTS)
+    z = likelihood + (counts / counts.sum()).double().log()
+    d = Diagnosis(z / 2.2, labels, counts)  # not sure enough of itself: it shows less than it holds
+    assert 0.15 < d.left < 0.6
+    assert "Few is below Many" in data_line(d)
+    assert "logit adjustment, in training" in d.reading().splitlines()[-1]
 
 
 def test_gap_that_remains_after_adjustment():
@@ -590,8 +619,11 @@ NAN[3, 2], MINUS[5] = np.nan, -np.inf
         ({"prior": PRIOR, "zero_shot": (np.eye(12), L)}, "prior and zero_shot are both given"),
         ({"zero_shot": np.eye(12)}, "zero_shot: give a pair"),
         ({"zero_shot": (np.eye(12)[:, :9], L)}, r"zero_shot: logits \(12, 9\), but 12 classes"),
-        ({"zero_shot": (np.eye(12), L)}, r"zero_shot: accuracy 1 .* pass prior="),  # all right
-        ({"zero_shot": (np.eye(12)[:9], L[:9])}, "zero_shot: labels hold no example of class 9"),
+        ({"zero_shot": (9 * np.eye(12), L)}, r"zero_shot: accuracy 1 .* pass prior="),  # all right
+        (
+            {"zero_shot": (9 * np.eye(12)[:9], L[:9])},
+            "zero_shot: labels hold no example of class 9",
+        ),
         ({"d_groups": [0, 1, 2]}, "d_groups: give 0 .* of the 12 classes"),
         ({"d_groups": L}, "d_groups: give 0"),
         ({"names": NAMES[:9]}, "names has 9 entries, counts 12"),

@@ -150,6 +150,31 @@ def test_single_precision_logits_give_a_single_precision_prior():
                                atol=1e-5, rtol=0)  # fmt: skip
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_logits_keep_a_prior_that_can_be_taken_out(dtype):
+    z, y = gaussians(400)
+    z = z.to(dtype)
+    found = prior_.estimate_prior(z, y)
+    assert found.prior.dtype == torch.float32
+    wanted = prior_.estimate_prior(z.float(), y)
+    torch.testing.assert_close(found.prior, wanted.prior, atol=1e-4, rtol=0)
+    adjusted = prior_.logit_adjust(z, found.prior)
+    assert adjusted.dtype == dtype
+    torch.testing.assert_close(adjusted.float(), z.float() - found.log_prior, atol=0.05, rtol=0.02)
+    # a class whose share is 0 in half precision must not win every answer
+    rare = torch.tensor([1 - 3e-8, 1e-8, 1e-8, 1e-8])
+    assert prior_.logit_adjust(torch.zeros(2, 4, dtype=dtype), rare).isfinite().all()
+
+
+def test_arrays_are_taken_like_tensors():
+    z, y = gaussians(50)
+    found = prior_.estimate_prior(z.numpy(), y.numpy())
+    assert torch.equal(found.prior, prior_.estimate_prior(z, y).prior)
+    assert torch.equal(prior_.logit_adjust(z.numpy(), PI), prior_.logit_adjust(z, PI) + 0)
+    assert prior_.calibrate_temperature(z.numpy(), y.numpy()) > 0
+    assert prior_.adjustment_left(z.numpy(), y.numpy(), PI) == prior_.adjustment_left(z, y, PI)
+
+
 def test_too_few_steps_show_in_the_residual():
     z, y = random_logits()
     found = prior_.estimate_prior(8 * z, y, max_steps=1)
@@ -211,7 +236,7 @@ Z, Y = random_logits(50)
 NAN, NEVER = Z.clone(), Z.clone()
 NAN[7, 2] = math.nan
 NEVER[7, 2] = -math.inf
-RIGHT = torch.eye(3, dtype=DOUBLE).repeat(4, 1)
+RIGHT = 9 * torch.eye(3, dtype=DOUBLE).repeat(4, 1)
 
 
 @pytest.mark.parametrize(
@@ -221,6 +246,13 @@ RIGHT = torch.eye(3, dtype=DOUBLE).repeat(4, 1)
         (lambda: prior_.estimate_prior(Z[:20], Y[:20]), "no example of class 2 (3 such"),
         (lambda: prior_.estimate_prior(NAN, Y), "logits[7] holds NaN"),
         (lambda: prior_.estimate_prior(NEVER, Y), "-inf"),
+        (lambda: prior_.estimate_prior(Z.softmax(1), Y), "logits are probabilities"),
+        (lambda: prior_.estimate_prior(Z.long(), Y), "whole numbers"),
+        (lambda: prior_.logit_adjust(Z.softmax(1), PI), "prior has shape (4,)"),
+        (
+            lambda: prior_.logit_adjust(Z.softmax(1), torch.full((5,), 0.2)),
+            "logits are probabilities",
+        ),
         (lambda: prior_.estimate_prior(Z, Y[:-1]), "50 rows"),
         (lambda: prior_.estimate_prior(Z, Y + 1), "between 0 and 4"),
         (lambda: prior_.estimate_prior(Z, Y, temperature=0.0), "temperature=0.0"),

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from benchmarks.lanes import separate
-from toolkit.core import data, stream
+from toolkit.core import data, lane_nets, stream
 from toolkit.core.lane_nets import stack, take
 from toolkit.core.lanes import Lane
 from toolkit.core.runs import generator
 from toolkit.diagnose import longtail_bias as lt
-from toolkit.diagnose._experiment import order_of, start
+from toolkit.diagnose._experiment import downstream, order_of, start
 from toolkit.diagnose._world import pooled
 
 DIGITS = 3
@@ -146,9 +146,14 @@ def test_arms_are_what_they_say():
     out = lt.experiment(design(), {0: world()}, PLAN, dict.fromkeys(lt.MENU, 0.05))[0]
     many = {"LA/different", "LA/same", "LA/again", "CE/different", "CE/after"}
     assert set(out.logits) == many | {"GLA-Train/LA"} | (set(lt.MENU) - {"CE", "LA"})
+    rates = dict.fromkeys(lt.MENU, 0.05) | {"GLA": 0.05}
+    tuned = lt.experiment(design(), {0: world()}, PLAN, rates, ("CE", "LA"))[0]
+    torch.testing.assert_close(tuned.logits["LA/GLA"][0], out.logits["LA/different"][0])
+    assert tuned.valid_logits["LA/GLA"].shape == (1, 4 * K, K)
     # all rates are one here
     torch.testing.assert_close(out.logits["GLA-Train/LA"], out.logits["GLA-Train"])
     torch.testing.assert_close(out.logits["CE/after"], out.logits["CE/different"])
+    assert not torch.allclose(out.logits["LA/different"], out.logits["CE/different"], atol=0.1)
     rates = dict.fromkeys(lt.MENU, 0.05) | {"CE, adjusted after": 0.001}
     other = lt.experiment(design(), {0: world()}, PLAN, rates)[0]
     torch.testing.assert_close(other.logits["CE/different"], out.logits["CE/different"])
@@ -192,10 +197,67 @@ def test_rates_are_tried_for_every_loss_on_validation_data():
     plan = replace(design(), pretrain_epochs=20, tune_epochs=8)
     records = lt.rates_tried(plan, {5: world(5)}, PLAN, (0.001, 0.1), ("CE", "LA", "focal"))
     seen = {(r["arm"], r["rate"]) for r in records}
-    arms = ("CE", "CE, adjusted after", "LA", "focal")
+    arms = ("CE", "CE, adjusted after", "LA", "GLA", "focal")
     assert seen == {(arm, rate) for arm in arms for rate in (0.001, 0.1)}
     assert all(0 <= r["accuracy"] <= 1 and r["seed"] == 5 for r in records)
     assert len({r["accuracy"] for r in records}) > 2
+    # the test set has no say
+    again = lt.rates_tried(
+        plan, {5: world(5)}, replace(PLAN, test=2), (0.001, 0.1), ("CE", "LA", "focal")
+    )
+    assert again == records
+    fewer = lt.rates_tried(plan, {5: world(5)}, replace(PLAN, valid=9), (0.1,), ("CE",))
+    assert fewer[0]["accuracy"] != records[1]["accuracy"]
+
+
+def test_every_set_is_drawn_from_its_own_glyphs():
+    made = world(noise=0.0)
+    _, _, outcomes = start(design(), {0: made}, PLAN)
+    halves = made.glyphs.flatten(1)
+
+    def drawn(x):
+        """Numbers of the glyphs in pairs (n, h, 2 w) without noise."""
+        parts = torch.cat(x.split(x.shape[-1] // 2, -1)).flatten(1)
+        distance = torch.cdist(parts, halves)
+        assert distance.amin(1).max() < 1e-5
+        return set(distance.argmin(1).tolist())
+
+    sets = {
+        "valid": outcomes[0].valid[0],
+        "test": outcomes[0].test[0],
+        "train": downstream(made, outcomes[0])[0],
+    }
+    for name, x in sets.items():
+        own = {int(i) for pool in made.pools[name] for i in pool}
+        assert drawn(x) <= own, name
+
+
+def test_priors_are_estimated_on_validation_data_and_models_draw_their_own():
+    net = design()
+    made = world()
+    states, at, outcomes = start(net, {0: made}, PLAN)
+    out = outcomes[0]
+    z, y = net.logits(out.foundations, out.valid[0]), out.valid[1]
+    for m, found in enumerate(out.estimates):
+        torch.testing.assert_close(lt.estimate_prior(z[m], y).prior, found.prior)
+    # two models of one prior are pre-trained on different draws and from different weights
+    pair = lane_nets.take(states, [at[0, "different", 0], at[0, "same", 1]])
+    assert not torch.allclose(pair["stem.weight"][0], pair["stem.weight"][1])
+    kinds = ("different", 0), ("same", 1)
+    draws = [made.pairs(out.pre_counts[0], "train", generator(0, "pre", *k))[0] for k in kinds]
+    assert not torch.equal(*draws)
+    trained = [
+        net.pretrained([(draw, made_labels(out))], [s])
+        for draw, s in zip(draws, (0, 101), strict=True)
+    ]
+    for n, alone in enumerate(trained):
+        torch.testing.assert_close(
+            alone["stem.weight"][0], pair["stem.weight"][n], atol=1e-3, rtol=0
+        )
+
+
+def made_labels(outcome):
+    return torch.arange(K).repeat_interleave(outcome.pre_counts[0])
 
 
 def test_the_grid_has_every_downstream_set():

@@ -88,6 +88,10 @@ class CosineHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """(..., width) to (..., K)."""
+        if features.dtype in (torch.float16, torch.bfloat16):
+            # lengths and products of half precision overflow, and its 1e-12 is 0
+            wide = F.normalize(features.float(), dim=-1), F.normalize(self.weight.float(), dim=-1)
+            return (F.linear(*wide) * self.scale).to(features.dtype)
         # lengths are divided out of the logits: normalised copies would cost more than the product
         rows = self.scale / torch.linalg.vector_norm(self.weight, dim=-1).clamp_min(1e-12)
         length = torch.linalg.vector_norm(features, dim=-1, keepdim=True).clamp_min(1e-12)
@@ -251,7 +255,8 @@ def _blocks(model: nn.Module) -> Iterator[tuple[nn.Module, str, int, nn.Module |
 
 def _scaled(block: nn.Module) -> str | None:
     """The LayerScale behind the MLP of a pre-LN block, by its name in the libraries above."""
-    for name in ("ls2", "ls_2", "layer_scale2"):
-        if not isinstance(getattr(block, name, nn.Identity()), nn.Identity):
+    for name in ("ls2", "ls_2", "layer_scale2", "gamma_2", "lambda_2"):
+        scale = getattr(block, name, None)
+        if isinstance(scale, nn.Module | Tensor) and not isinstance(scale, nn.Identity):
             return name
     return None

@@ -46,8 +46,9 @@ class Diagnosis:
         print(found.reading())
 
     Args:
-        predictions_or_logits: (N, K) logits or log-probabilities, or (N,) predicted classes, on a
-            test set. Of equal logits the class with the smaller number is predicted.
+        predictions_or_logits: (N, K) logits, log-probabilities or probabilities (each row sums to
+            1), or (N,) predicted classes, on a test set. Of equal logits the class with the smaller
+            number is predicted.
         labels: (N,) true classes.
         counts: (K,) downstream *training* examples per class; 0 is allowed.
         prior: (K,) the foundation model's estimated prior.
@@ -197,7 +198,8 @@ class Diagnosis:
                 the classes; or (K,) numbers, if the classes are 0 to K - 1.
             label: Column of true classes.
             prediction: Column of predicted classes.
-            scores: K columns of logits or log-probabilities, in the order of ``counts``.
+            scores: K columns of logits, log-probabilities or probabilities, in the order of
+                ``counts``.
             **kwargs: ``prior``, ``zero_shot``, ``d_groups``, ``names``, ``level`` of the class.
                 A ``prior`` or ``d_groups`` by name is brought into the order of ``counts``.
 

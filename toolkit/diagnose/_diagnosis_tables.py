@@ -16,7 +16,7 @@ from torch import Tensor
 
 from toolkit.core.intervals import interval
 from toolkit.diagnose._longtail import GROUPS
-from toolkit.diagnose._losses import check_logits
+from toolkit.diagnose._losses import are_probabilities, check_logits
 
 
 def class_accuracy(predictions: Tensor, labels: Tensor, classes: int) -> Tensor:
@@ -181,7 +181,8 @@ def uneven(values: Tensor) -> bool:
 
 
 def answers(given: Any, labels: Any, classes: int) -> tuple[Tensor | None, Tensor, Tensor]:
-    """Logits (None if classes were given), predicted classes and labels, checked.
+    """Logits (None if classes were given), predicted classes and labels, checked. Of probabilities
+    the logarithm is taken.
 
     Raises:
         ValueError: logits with NaN, of another number of classes, or with a row of only -inf.
@@ -197,6 +198,8 @@ def answers(given: Any, labels: Any, classes: int) -> tuple[Tensor | None, Tenso
             f"{name} has shape {tuple(given.shape)}, but counts hold {classes} classes: give one "
             "column of logits per class, (N, K), or predicted classes, (N,)."
         )
+    if are_probabilities(given):
+        given = given.log()
     check_logits(given, labels, name)
     empty = (given == -torch.inf).all(1)
     if empty.any():

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from toolkit.diagnose._diagnosis import Diagnosis
 
 STILL = 0.5  # share of the training prior from which on it counts as still there
+GONE = 0.15  # share up to which it counts as gone; logits of small scale show less than they hold
 SMALL = 5  # cells of fewer classes are read with care
 LIKE = 0.3  # rank correlations within this are next to nothing
 
@@ -163,9 +164,14 @@ def _left(d: Diagnosis) -> str:
             f"The logits carry {d.left:.2f} of the training prior, and a negative share means that "
             "too much was taken out: were they adjusted twice?"
         )
-    return (
-        f"Little of the training prior is left in the logits ({d.left:.2f}; 1 is all of it): fine."
-    )
+    if d.left > GONE:
+        return f"Part of the training prior is left in the logits: {d.left:.2f} (1 is all of it)."
+    if d.left < -GONE:
+        return (
+            f"A little more than the training prior was taken out of the logits: {d.left:.2f} is "
+            "left (0 is none)."
+        )
+    return f"The training prior is out of the logits ({d.left:.2f} of it is left; 1 is all): fine."
 
 
 def _next(d: Diagnosis) -> str:
@@ -174,14 +180,14 @@ def _next(d: Diagnosis) -> str:
     still = d.left if d.left is not None and d.counts.max() >= 2 * d.counts.min() else None
     if still is not None and still < -STILL:
         steps.append("adjust the logits once only, in training or afterwards")
-    elif data > 0 and still is not None and still <= STILL:
+    elif data > 0 and still is not None and still <= GONE:
         steps.append("more or better examples of the Few classes: the prior is out of the logits")
-    elif data > 0 or (still or 0) > STILL:
+    elif data > 0 or (data == 0 and (still or 0) > STILL):
         how = "in training (LogitAdjustedLoss) or afterwards (logit_adjust)"
         unless = ", unless it was done already" if still is None else ""
         steps.append(f"logit adjustment, {how}{unless}")
     elif data < 0:
-        steps.append("less adjustment, as the Few classes are ahead")
+        steps.append("less adjustment, if there was any, as the Few classes are ahead")
     if d.prior is not None and _shown(d, "parameter") > 0:
         steps.append(
             "for the parameter gap, the average of several differently pre-trained models "

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from toolkit.diagnose._losses import LOG_EPSILON, check_logits, check_numbers, check_prior
+from toolkit.diagnose._losses import check_logits, check_numbers, check_prior, log_of_prior
 from toolkit.diagnose._prior import refuse_adjusted
 
 REDUCE = ("logit", "prob")
@@ -42,6 +42,7 @@ def gla(
         ValueError: shapes or priors that do not fit, logits with NaN, or logits that carry the
             mark of :func:`logit_adjust` together with a prior.
     """
+    fine_tuned, zero_shot = torch.as_tensor(fine_tuned), torch.as_tensor(zero_shot)
     if fine_tuned.shape != zero_shot.shape:
         raise ValueError(
             f"fine_tuned has shape {tuple(fine_tuned.shape)} and zero_shot "
@@ -51,10 +52,10 @@ def gla(
     refuse_adjusted(check_numbers(zero_shot, "zero_shot"), "zero_shot")
     check_numbers(fine_tuned, "fine_tuned")
     model_prior = check_prior(model_prior, classes, "model_prior")
-    adjusted = fine_tuned + zero_shot - model_prior.to(fine_tuned).log()
+    adjusted = fine_tuned + zero_shot - log_of_prior(model_prior, 0.0).to(fine_tuned)
     if prior is not None:
         refuse_adjusted(fine_tuned, "fine_tuned")
-        adjusted = adjusted - (check_prior(prior, classes).to(fine_tuned) + LOG_EPSILON).log()
+        adjusted = adjusted - log_of_prior(check_prior(prior, classes)).to(fine_tuned)
     adjusted.adjusted_for = model_prior
     return adjusted
 
@@ -84,7 +85,7 @@ def backdoor_adjust(
     """
     if reduce not in REDUCE:
         raise ValueError(f'reduce={reduce!r}: choose "logit" or "prob".')
-    models = list(logits)
+    models = [torch.as_tensor(z) for z in logits]
     if not models:
         raise ValueError("logits holds no model: give at least one.")
     for i, z in enumerate(models):
@@ -104,6 +105,8 @@ def backdoor_adjust(
             )
     z = logits if isinstance(logits, Tensor) else torch.stack(models)
     share = _weights(weights, len(models)).to(z)
+    if (share == 0).any():  # 0 times -inf would be no number
+        z, share = z[share > 0], share[share > 0]
     if reduce == "logit":
         mean = torch.einsum("m,mnk->nk", share, z)
     else:
@@ -141,6 +144,7 @@ def fit_weights(logits: Tensor, labels: Tensor, reduce: str = "logit") -> Tensor
     """
     from scipy.optimize import minimize
 
+    logits, labels = torch.as_tensor(logits), torch.as_tensor(labels)
     for z in logits:
         check_logits(z, labels)
     z = logits.detach().double()

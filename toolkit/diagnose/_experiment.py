@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from toolkit.core.lane_nets import States, take
 from toolkit.core.runs import generator
+from toolkit.diagnose._ensemble import gla
 from toolkit.diagnose._longtail import correlated_order, longtail_counts
 from toolkit.diagnose._losses import (
     ClassBalancedLoss,
@@ -187,7 +188,8 @@ def rates_tried(
 
     Returns:
         One record per loss, rate and seed: ``arm``, ``rate``, ``seed``, ``accuracy``. The arm
-        ``CE, adjusted after`` is CE judged after post-hoc adjustment.
+        ``CE, adjusted after`` is CE judged after post-hoc adjustment, ``GLA`` is LA judged with the
+        zero-shot model added.
     """
     plan = Plan(**{**vars(plan), "models": 1})
     states, at, outcomes = start(design, worlds, plan, same=False)
@@ -208,6 +210,9 @@ def rates_tried(
         found = {name: z}
         if name == "CE":
             found["CE, adjusted after"] = z - outcomes[seed].prior.log()
+        if name == "LA":
+            zero_shot = design.logits(outcomes[seed].foundations, x)[0]
+            found["GLA"] = gla(z, zero_shot, outcomes[seed].estimates[0].prior)
         for arm, logits in found.items():
             accuracy = float((logits.argmax(1) == y).double().mean())
             records.append({"arm": arm, "rate": rate, "seed": seed, "accuracy": accuracy})
@@ -231,13 +236,15 @@ def experiment(
     Arms of M students: ``LA/different``, ``LA/same`` (the first one's prior, other seeds),
     ``LA/again`` (the first model, fine-tuned M times), ``CE/different``, and ``CE/after``, the same
     at the rate that suits adjusting afterwards. Arms of one student, of the first model: the other
-    names of the menu, and ``GLA-Train/LA``, GLA-Train at the rate of LA.
+    names of the menu, ``GLA-Train/LA``, GLA-Train at the rate of LA, and ``LA/GLA``, LA at the rate
+    of GLA.
 
     Args:
         design: networks and training.
         worlds: seed -> its world.
         plan: sizes.
-        rates: learning rate of every loss, and of ``CE, adjusted after`` (that of CE by default).
+        rates: learning rate of every loss, of ``CE, adjusted after`` (that of CE by default), and
+            of ``GLA`` (without it ``LA/GLA`` is not run).
         names: losses to be run on the first model.
         ensembles: arms of M students to be run; ``LA/different`` belongs to ``LA/same`` and
             ``LA/again``, which share its first student.
@@ -272,6 +279,8 @@ def experiment(
         jobs += [(seed, n, n, first, seed, rates[n]) for n in names if n not in ("CE", "LA")]
         if "GLA-Train" in names:
             jobs.append((seed, "GLA-Train/LA", "GLA-Train", first, seed, rates["LA"]))
+        if "GLA" in rates and "LA" in names:
+            jobs.append((seed, "LA/GLA", "LA", first, seed, rates["GLA"]))
     sets = {seed: downstream(world, outcomes[seed]) for seed, world in worlds.items()}
     done = design.tuned(
         states,
@@ -292,8 +301,8 @@ def experiment(
             )
         outcome.valid_logits = {
             arm: design.logits(outcome.students[arm], outcome.valid[0])
-            for arm in ("LA/different", "CE/different")
-            if arm in ensembles
+            for arm in ("LA/different", "CE/different", "LA/GLA")
+            if arm in outcome.students
         }
     return list(outcomes.values())
 

@@ -84,12 +84,24 @@ def check_prior(prior: Tensor, classes: int | None = None, name: str = "prior") 
     return prior
 
 
+def log_of_prior(prior: Tensor, epsilon: float = LOG_EPSILON) -> Tensor:
+    """Logarithm (K,) of a prior, in single precision at least: in half precision the share of a
+    rare class is 0, and its logarithm would win every answer."""
+    if prior.dtype not in (torch.float32, torch.float64):
+        prior = prior.float()
+    return (prior + epsilon).log()
+
+
 def check_numbers(logits: Tensor, name: str = "logits") -> Tensor:
     """Logits (..., K) without NaN and +inf; -inf is a class that is not possible.
 
     Raises:
-        ValueError: naming the first such row.
+        ValueError: whole numbers, a NaN or +inf (naming the first such row), or probabilities.
     """
+    if not logits.is_floating_point():
+        raise ValueError(f"{name} holds whole numbers: give logits, (..., classes).")
+    if are_probabilities(logits):
+        raise ValueError(f"{name} are probabilities: give logits, or the logarithm of these.")
     bad = (logits.isnan() | (logits == torch.inf)).any(-1)
     if bad.any():
         row = ", ".join(str(int(i)) for i in bad.nonzero()[0])
@@ -97,11 +109,19 @@ def check_numbers(logits: Tensor, name: str = "logits") -> Tensor:
     return logits
 
 
+def are_probabilities(z: Tensor) -> bool:
+    """Whether each row (..., K) holds numbers from 0 to 1 that sum to 1."""
+    if not z.numel() or z.amin() < 0 or z.amax() > 1:
+        return False
+    return bool(((z.float().sum(-1) - 1).abs() < 10 * TOLERANCE).all())
+
+
 def check_logits(logits: Tensor, labels: Tensor | None = None, name: str = "logits") -> Tensor:
     """Logits (N, K), and labels (N,) that fit them.
 
     Raises:
-        ValueError: another shape, a NaN (or +inf), or a label outside 0 to K - 1.
+        ValueError: another shape, a NaN (or +inf), probabilities in place of logits, or a label
+            outside 0 to K - 1.
     """
     if logits.dim() != 2 or logits.shape[1] < 2 or not len(logits):
         raise ValueError(f"{name} has shape {tuple(logits.shape)}: give (examples, classes).")
@@ -117,13 +137,18 @@ def check_logits(logits: Tensor, labels: Tensor | None = None, name: str = "logi
     return logits
 
 
-def _same_classes(logits: Tensor, each: Tensor) -> None:
-    """Refuse logits (b, K) of another number of classes than a loss was made for."""
+def _fit(logits: Tensor, each: Tensor) -> Tensor:
+    """A vector over classes where the logits (b, K) are.
+
+    Raises:
+        ValueError: logits of another number of classes than the loss was made for.
+    """
     if logits.shape[-1:] != each.shape:
         raise ValueError(
             f"logits have {logits.shape[-1]} classes, this loss was made for {len(each)}: give it "
             "the counts or the prior of these classes."
         )
+    return each.to(logits.device)
 
 
 def _log_likelihood(logits: Tensor, labels: Tensor) -> Tensor:
@@ -154,8 +179,7 @@ class FocalLoss(nn.Module):
         """Logits (b, K) and labels (b,) to a number."""
         loss = -_log_likelihood(logits, labels)
         if self.weight is not None:
-            _same_classes(logits, self.weight)
-            loss = loss * self.weight[labels]
+            loss = loss * _fit(logits, self.weight)[labels]
         return ((1 - torch.exp(-loss)) ** self.gamma * loss).mean()
 
 
@@ -184,9 +208,9 @@ class LDAMLoss(nn.Module):
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Logits (b, K) and labels (b,) to a number."""
-        _same_classes(logits, self.margin)
+        margin = _fit(logits, self.margin).to(logits.dtype)
         one = F.one_hot(labels, logits.shape[-1]).to(logits.dtype)
-        lowered = logits - self.scale * self.margin.to(logits.dtype) * one
+        lowered = logits - self.scale * margin * one
         return -_log_likelihood(lowered, labels).mean()
 
 
@@ -200,8 +224,7 @@ class _Weighted(nn.Module):
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Logits (b, K) and labels (b,) to a number."""
-        _same_classes(logits, self.weight)
-        each = self.weight[labels]
+        each = _fit(logits, self.weight)[labels]
         return -(each * _log_likelihood(logits, labels)).sum() / each.sum()
 
 
@@ -257,8 +280,7 @@ class _Shifted(nn.Module):
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Logits (b, K) and labels (b,) to a number."""
-        _same_classes(logits, self.shift)
-        return F.cross_entropy(logits + self.shift.to(logits.dtype), labels)
+        return F.cross_entropy(logits + _fit(logits, self.shift).to(logits.dtype), labels)
 
 
 class BalancedSoftmaxLoss(_Shifted):
@@ -294,7 +316,7 @@ class LogitAdjustedLoss(_Shifted):
 
     def __init__(self, prior: Tensor, tau: float = 1.0):
         super().__init__()
-        self.register_buffer("shift", tau * (check_prior(prior) + LOG_EPSILON).log())
+        self.register_buffer("shift", tau * log_of_prior(check_prior(prior)))
 
 
 class GLATrainLoss(_Shifted):
@@ -343,8 +365,7 @@ class LADELoss(nn.Module):
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Logits (b, K) and labels (b,) to a number."""
-        _same_classes(logits, self.prior)
-        prior = self.prior.to(logits.dtype)
+        prior = _fit(logits, self.prior).to(logits.dtype)
         batch, classes = logits.shape
         one = F.one_hot(labels, classes).to(logits.dtype)
         own = (logits * one).sum(0) / (one.sum(0) + 1e-8)

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from toolkit.diagnose._losses import LOG_EPSILON, check_logits, check_numbers, check_prior
+from toolkit.diagnose._losses import check_logits, check_numbers, check_prior, log_of_prior
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class PriorEstimate:
     """What :func:`estimate_prior` found.
 
     Attributes:
-        prior: (K,) estimated prior, in the dtype of the logits.
+        prior: (K,) estimated prior, in the dtype of the logits, but single precision at least.
         log_prior: (K,) its logarithm.
         residual: largest distance of a class's mean probability from its share of the labels.
         loss: mean cross-entropy at the optimum, nats.
@@ -74,6 +74,7 @@ def estimate_prior(
         ValueError: a class without a label (its estimate would run off to infinity), logits that
             are not finite or do not fit the labels, a temperature that is not positive.
     """
+    logits, labels = torch.as_tensor(logits), torch.as_tensor(labels)
     check_logits(logits, labels)
     if not logits.isfinite().all():
         raise ValueError("logits holds -inf: the prior of a class that is never possible is 0.")
@@ -121,9 +122,10 @@ def estimate_prior(
     fit = float(objective())
     log_prior = phi.detach().log_softmax(0)
     own = float(weight @ z.gather(1, labels[:, None])[:, 0])
+    kept = torch.promote_types(logits.dtype, torch.float32)  # a rare class is 0 in half precision
     return PriorEstimate(
-        prior=log_prior.exp().to(logits.dtype),
-        log_prior=log_prior.to(logits.dtype),
+        prior=log_prior.exp().to(kept),
+        log_prior=log_prior.to(kept),
         residual=float(phi.grad.abs().max()),
         loss=fit - own,
         steps=int(search.state[phi]["n_iter"]),
@@ -149,6 +151,7 @@ def calibrate_temperature(
     """
     from scipy.optimize import brentq
 
+    logits, labels = torch.as_tensor(logits), torch.as_tensor(labels)
     check_logits(logits, labels)
     z = logits.detach().double()
     accuracy = float((z.argmax(1) == labels.to(z.device)).double().mean())
@@ -181,9 +184,10 @@ def logit_adjust(logits: Tensor, prior: Tensor, tau: float = 1.0) -> Tensor:
     Raises:
         ValueError: a prior that does not fit, logits with NaN, or logits that were adjusted before.
     """
+    logits = torch.as_tensor(logits)
     prior = check_prior(prior, logits.shape[-1])
     refuse_adjusted(check_numbers(logits))
-    adjusted = logits - tau * (prior.to(logits) + LOG_EPSILON).log()
+    adjusted = logits - (tau * log_of_prior(prior)).to(logits)
     adjusted.adjusted_for = prior
     return adjusted
 
@@ -214,6 +218,7 @@ def adjustment_left(logits: Tensor, labels: Tensor, prior: Tensor) -> float:
     Raises:
         ValueError: as :func:`estimate_prior`, or a prior that is uniform: it has no slope.
     """
+    logits = check_logits(torch.as_tensor(logits))
     log_prior = check_prior(prior, logits.shape[1]).double().log()
     log_prior = log_prior - log_prior.mean()
     if log_prior.norm() < 1e-6:
