@@ -41,8 +41,9 @@ def one_by_one(*arguments, workers: int, optimizer: str = "sgd", **options) -> S
     return SimpleNamespace(states=stack(separate(*arguments, **options)))
 
 
-def experiment(rounds: int, threads: int, seeds: int = 5) -> None:
+def experiment(rounds: int, threads: int, name: str, seeds: int = 5) -> None:
     """All networks of the chapter, with a tenth of their steps."""
+    torch.set_num_threads(threads)
     design, worlds, rates = setting(range(seeds))
     alone = replace(design, train=one_by_one)
     arms = {
@@ -55,7 +56,7 @@ def experiment(rounds: int, threads: int, seeds: int = 5) -> None:
     gap = max((pair[0].logits[a] - pair[1].logits[a]).abs().max().item() for a in pair[0].logits)
     times = alternate(arms, rounds, 0, torch.device("cpu"))
     emit(compare(
-        "lanes/experiment/cpu", times["lanes"], times["separate"], "s", threads=threads,
+        name, times["lanes"], times["separate"], "s", threads=threads,
         seeds=seeds, pretrained=9 * seeds, tuned=30 * seeds, epochs=TENTH,
         largest_logit_difference=round(gap, 6), torch=torch.__version__,
     ))  # fmt: skip
@@ -136,7 +137,9 @@ def main(rounds: int = 5, threads: int = 2) -> None:
     """Print one JSON line per comparison; ratio = peer / ours."""
     torch.set_num_threads(threads)
     prior(max(rounds, 5), threads)
-    experiment(min(rounds, 3), threads)
+    experiment(min(rounds, 3), threads, "lanes/experiment/cpu")
+    # networks this small may be quicker alone on one thread, and then two processes would use two
+    experiment(min(rounds, 3), 1, "lanes/experiment-one-thread/cpu")
 
 
 if __name__ == "__main__":
