@@ -35,7 +35,7 @@
       chart.style.width = "100%";
       const result = await window.vegaEmbed(chart, spec, {
         renderer: "svg", actions: false, bind: block.querySelector(".explorer-controls"),
-        config: { numberFormat: "~g" },  // a count reads 3, not 3.0
+        config: { numberFormat: "~f" },  // a count reads 3, not 3.0
       });
       block.explorerView = result.view;
       // Vega listens to the window only; a chart drawn in a hidden container must follow that too.
