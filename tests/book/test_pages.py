@@ -5,6 +5,7 @@ The toy book proves that each check can fail; the book itself must pass them all
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,8 @@ def test_chapter_explorers_answer_and_its_exercises_open(browser, site, path):
         assert blocks.count() >= 1
         for i in range(blocks.count()):
             assert moved_by_every_control(blocks.nth(i)) == []
+            numbers = blocks.nth(i).locator(".role-axis-label text").all_text_contents()
+            assert not [n for n in numbers if re.fullmatch(r"\W?[\d.]+(\.0|e\W?\d+)", n)]
         solutions = seen.page.locator("div.cell.tag_hide-cell details")
         assert solutions.count() >= 3
         for i in range(solutions.count()):
