@@ -161,7 +161,11 @@ class Beside(nn.Module):
         self.stream = inputs[0]
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """What the block takes and gives."""
+        """What the block takes and gives.
+
+        Raises:
+            RuntimeError: the MLP of a pre-LN block was run alone.
+        """
         if self.listens:
             stream, self.stream = self.stream, None  # hold no activation longer than needed
             if stream is None:

@@ -39,8 +39,8 @@ def gla(
             would be subtracted twice.
 
     Raises:
-        ValueError: shapes or priors that do not fit, logits with NaN, or logits that carry the
-            mark of :func:`logit_adjust` together with a prior.
+        ValueError: shapes or priors that do not fit, logits with NaN, probabilities in place of
+            logits, or logits that carry the mark of :func:`logit_adjust` together with a prior.
     """
     fine_tuned, zero_shot = torch.as_tensor(fine_tuned), torch.as_tensor(zero_shot)
     if fine_tuned.shape != zero_shot.shape:

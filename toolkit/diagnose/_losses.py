@@ -365,12 +365,13 @@ class LADELoss(nn.Module):
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Logits (b, K) and labels (b,) to a number."""
-        prior = _fit(logits, self.prior).to(logits.dtype)
+        prior = _fit(logits, self.prior)
+        shift = log_of_prior(prior, 0.0).to(logits.dtype)
         batch, classes = logits.shape
         one = F.one_hot(labels, classes).to(logits.dtype)
         own = (logits * one).sum(0) / (one.sum(0) + 1e-8)
-        spread = logits - (prior + LOG_EPSILON).log() + math.log(1 / classes + LOG_EPSILON)
+        spread = logits - log_of_prior(prior).to(logits.dtype) + math.log(1 / classes + LOG_EPSILON)
         bound = spread.logsumexp(0) - math.log(batch)
         estimate = own - bound - self.regularise * bound.square()
-        fit = F.cross_entropy(logits + prior.log(), labels)
-        return fit - self.weight * (estimate * prior).sum()
+        fit = F.cross_entropy(logits + shift, labels)
+        return fit - self.weight * (estimate * prior.to(logits.dtype)).sum()

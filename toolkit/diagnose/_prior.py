@@ -72,7 +72,8 @@ def estimate_prior(
 
     Raises:
         ValueError: a class without a label (its estimate would run off to infinity), logits that
-            are not finite or do not fit the labels, a temperature that is not positive.
+            are not finite or do not fit the labels, probabilities in place of logits, a temperature
+            that is not positive.
     """
     logits, labels = torch.as_tensor(logits), torch.as_tensor(labels)
     check_logits(logits, labels)
@@ -147,7 +148,7 @@ def calibrate_temperature(
 
     Raises:
         ValueError: no temperature there gives that confidence: all answers right, or fewer than
-            by chance.
+            by chance; logits with NaN, or probabilities in their place.
     """
     from scipy.optimize import brentq
 
@@ -182,7 +183,8 @@ def logit_adjust(logits: Tensor, prior: Tensor, tau: float = 1.0) -> Tensor:
         tau: strength.
 
     Raises:
-        ValueError: a prior that does not fit, logits with NaN, or logits that were adjusted before.
+        ValueError: a prior that does not fit, logits with NaN, probabilities in place of logits, or
+            logits that were adjusted before.
     """
     logits = torch.as_tensor(logits)
     prior = check_prior(prior, logits.shape[-1])
