@@ -133,6 +133,16 @@ def test_value_and_gradient_are_those_of_the_definition(name, seen):
     assert torch.autograd.gradcheck(lambda t: loss(t, y), (z,))
 
 
+@pytest.mark.parametrize("kind", ["LADELoss", "BalancedSoftmaxLoss", "LogitAdjustedLoss"])
+def test_a_rare_class_has_a_finite_loss_in_half_precision(kind):
+    prior = torch.tensor([1 - 2e-8, 1e-8, 1e-8])  # 1e-8 is 0 in half precision
+    z = torch.zeros(2, 3, dtype=torch.float16, requires_grad=True)
+    loss = getattr(losses, kind)(prior)(z, torch.tensor([0, 1]))
+    loss.backward()
+    assert loss.isfinite()
+    assert z.grad.isfinite().all()
+
+
 @pytest.mark.parametrize("name", sorted(set(LOSSES) - {"focal", "focal 0.5"}))
 def test_logits_of_other_classes_are_refused(name):
     with pytest.raises(ValueError, match="logits have 4 classes, this loss was made for 5"):

@@ -365,6 +365,8 @@ class LADELoss(nn.Module):
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Logits (b, K) and labels (b,) to a number."""
+        if logits.dtype in (torch.float16, torch.bfloat16):
+            logits = logits.float()  # 1e-8 is 0 in half precision, and 0 / 0 without an example
         prior = _fit(logits, self.prior)
         shift = log_of_prior(prior, 0.0).to(logits.dtype)
         batch, classes = logits.shape
