@@ -123,7 +123,7 @@ def stale_reasons(project: Project, chapter: Chapter, scale: str) -> list[str]:
         reasons = json.loads(done.stdout.splitlines()[-1])
     except (IndexError, ValueError) as error:
         raise EngineError("its lab must print a JSON list of reasons for --stale") from error
-    return [str(reason) for reason in reasons]
+    return list(dict.fromkeys(str(reason) for reason in reasons))
 
 
 def measure(

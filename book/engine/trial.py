@@ -82,7 +82,9 @@ def run(
     failures = []
     for task in tasks:
         chapter, at = task.chapter, scale or task.scale
-        with tempfile.TemporaryDirectory(prefix="pim-try-") as folder:
+        around = project.root / "_build" / "try"
+        around.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=around, prefix=f"{chapter.slug}-") as folder:
             scratch = Path(folder)
             if chapter.lab is not None and chapter.results(at).is_file():
                 (scratch / "results").mkdir()  # what is measured already need not be again

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -132,6 +131,15 @@ def _remove(project: Project, folder: Path) -> None:
     git(project.root, "worktree", "prune")
 
 
+@contextlib.contextmanager
+def _emptied(folder: Path) -> Iterator[Path]:
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def _compared(
     task: Task,
     project: Project,
@@ -150,8 +158,7 @@ def _compared(
         base = Task(read(twin), SCALE, task.parts)
     except EngineError as error:
         return Row(name, "failed", [f"at the base: {error}"])
-    with tempfile.TemporaryDirectory(prefix="pim-verify-") as folder:
-        place = Path(folder)
+    with _emptied(project.root / "_build" / "verify" / "runs") as place:
         home = ran.prepare(project.root, place / "ran")
         before, failed = aside(base, former, SCALE, place / "before", budget, stop)
         if failed is not None:
