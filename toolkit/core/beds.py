@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from toolkit.core import data, nets
 from toolkit.core.adapted import adapt
-from toolkit.core.runs import generator
+from toolkit.core.seeds import generator
 
 PLANTED = (0, 6, 0, 2, 0)
 """Planted ranks of the five layers."""

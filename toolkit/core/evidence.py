@@ -15,7 +15,8 @@ from toolkit.core.claims_table import ClaimsTable, verdict_html
 from toolkit.core.intervals import Interval, bootstrap, exact, interval, paired, single
 from toolkit.core.results import load_results
 from toolkit.core.rules import VERDICTS, Rule, above, below, combine, equal, within
-from toolkit.core.runs import Tuned, generator, seeds, tune
+from toolkit.core.runs.tuning import Tuned, tune
+from toolkit.core.seeds import generator, seeds
 
 __all__ = [
     "VERDICTS",

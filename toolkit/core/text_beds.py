@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from toolkit.core import data, nets
 from toolkit.core.beds import dress, optimise, set_rate
-from toolkit.core.runs import generator
+from toolkit.core.seeds import generator
 
 LOWER = 4
 """Blocks that stay frozen; MiniLM has six."""
