@@ -66,7 +66,8 @@ def effect(claim: Claim, pairs: Sequence[tuple[float, float | None]], support=No
     if claim.scale != "log":
         values = sign * (ours - theirs - claim.than)
         bounds = support if claim.scale == "bounded" else None
-        return Effect(values, float(values.mean()), working(values, claim.scale, bounds))
+        mean = values[0] if np.ptp(values) == 0 else values.mean()  # equal values, to the bit
+        return Effect(values, float(mean), working(values, claim.scale, bounds))
     if not compared:
         found, factor, start = working(ours, "log"), sign, sign * claim.than
         values = sign * (ours - claim.than)

@@ -240,7 +240,9 @@ def interval(
     data = _values(values, level)
     found = working(data, scale, bounds)
     low, high = found.ends(data.size, level)
-    middle = float(data.mean()) if scale != "log" else float(found.back(found.centre))
+    middle = float(found.back(found.centre))
+    if scale == "bounded":  # the map and back is not exact to the last bit
+        middle = float(data[0] if np.ptp(data) == 0 else data.mean())
     # rounding on the way to the scale and back must not put the estimate outside its interval
     return Interval(middle, min(float(low), middle), max(float(high), middle), data.size, level)
 

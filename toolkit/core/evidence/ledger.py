@@ -1,4 +1,4 @@
-"""What the ledger counts over all chapters: verdicts, errors to expect, unstable and late claims."""
+"""What the ledger counts over all chapters: verdicts, errors to expect, late claims."""
 
 from __future__ import annotations
 

@@ -97,8 +97,9 @@ def _remarks(part: Mapping[str, Any]) -> Iterable[str]:
     if part["n_declared"] and part["n"] != part["n_declared"]:
         yield f"{part['n_declared']} repeats were declared"
     if part["fixed"]:
-        edge = ", at the edge of the grid" if part["fixed"]["on_edge"] else ""
-        yield f"against the best of {part['fixed']['of']} fixed values, {part['fixed']['value']}{edge}"
+        best = part["fixed"]
+        edge = ", at the edge of the grid" if best["on_edge"] else ""
+        yield f"against the best of {best['of']} fixed values, {best['value']}{edge}"
     if len(set(filter(decided, part["blocks"]))) > 1:
         yield "blocks of seeds alone: " + ", ".join(part["blocks"])
     if part.get("rule_text"):
@@ -207,7 +208,8 @@ def facts_html(facts: Sequence[Mapping[str, Any]]) -> str:
         items.append(f"<li>{verdict_html(fact.verdict)} {_escape(fact.text)}{found}</li>")
     if not items:
         return ""
-    return f'<p class="facts-head">Facts, without randomness:</p><ul class="facts">{"".join(items)}</ul>'
+    head = '<p class="facts-head">Facts, without randomness:</p>'
+    return f'{head}<ul class="facts">{"".join(items)}</ul>'
 
 
 class ClaimsTable:
@@ -240,8 +242,8 @@ class ClaimsTable:
 
     def _notes(self) -> list[str]:
         notes = [self.note] if self.note else []
-        if any(part["decides"] for c in self.claims if len(c["conditions"]) > 1
-               for part in c["conditions"]):  # fmt: skip
+        several = [claim for claim in self.claims if len(claim["conditions"]) > 1]
+        if any(part["decides"] for claim in several for part in claim["conditions"]):
             notes.append(f"{DECIDES} marks the condition that decides; every condition counts.")
         if self.dropped:
             notes.append("Declared before measuring, then dropped: " + ", ".join(self.dropped))
