@@ -148,7 +148,9 @@ def loss(outputs: Tensor, following: Tensor) -> Tensor:
 def nats(model: nn.Module, rows: Tensor, batch: int = 56) -> float:
     """Log-loss in nats per character of windows (n, context + 1)."""
     model.eval()
-    sums = [len(part) * loss(model(part[:, :-1]), part[:, 1:]).double() for part in rows.split(batch)]
+    sums = [
+        len(part) * loss(model(part[:, :-1]), part[:, 1:]).double() for part in rows.split(batch)
+    ]
     return (torch.stack(sums).sum() / len(rows)).item()
 
 

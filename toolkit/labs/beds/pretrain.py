@@ -27,7 +27,10 @@ MAKERS = {
 """Base -> the module with its ``pretrain`` and the arguments that say which."""
 SOURCES = {
     "characters": ("tiny Shakespeare, first 90 %", "public domain"),
-    "images": ("MNIST, the first 55,000 training images as `data.load` orders them", "CC BY-SA 3.0"),
+    "images": (
+        "MNIST, the first 55,000 training images as `data.load` orders them",
+        "CC BY-SA 3.0",
+    ),
     "speech": ("Free Spoken Digit Dataset, four of six speakers", "CC BY-SA 4.0"),
 }
 
@@ -66,7 +69,9 @@ def make(name: str, where: Path | None = None) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line: names of bases, or none for all."""
-    parser = argparse.ArgumentParser(description=__doc__, prog="python -m toolkit.labs.beds.pretrain")
+    parser = argparse.ArgumentParser(
+        description=__doc__, prog="python -m toolkit.labs.beds.pretrain"
+    )
     parser.add_argument("name", nargs="*", help=f"of {', '.join(MAKERS)}; none makes all")
     for name in parser.parse_args(arguments).name or MAKERS:
         print(make(name), flush=True)
