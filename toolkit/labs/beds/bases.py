@@ -104,7 +104,7 @@ def store(name: str, model: nn.Module, facts: dict[str, Any], where: Path | None
     known = entries(where)
     known[name] = {**facts, "sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
     lines = [
-        "# Pretrained networks of the test beds. Written by `python -m toolkit.labs.beds.pretrain`.",
+        "# Bases of the test beds, written by `python -m toolkit.labs.beds.pretrain`.",
     ]
     for entry in sorted(known):
         lines.append(f"\n[{entry}]")
