@@ -222,7 +222,7 @@ def random_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
         hidden_size=384, num_hidden_layers=2, num_attention_heads=12, intermediate_size=1536
     )
 
-    def blocks() -> text_beds.UpperBlocks:
+    def blocks(tiny: bool = False) -> text_beds.UpperBlocks:
         torch.manual_seed(0)
         return text_beds.UpperBlocks(transformers.BertModel(config).encoder.layer)
 
@@ -259,7 +259,7 @@ def test_padding_does_not_change_what_the_blocks_say(random_blocks: None) -> Non
 
 def test_the_split_at_the_frozen_blocks_is_the_encoder_itself() -> None:
     try:
-        encoder, _ = text_beds._encoder()
+        encoder, _ = text_beds.encoder()
     except (ImportError, RuntimeError, ValueError):
         pytest.skip("the pretrained encoder is not installed")
     ids = torch.tensor([[101, 2023, 2003, 1037, 3231, 102], [101, 7592, 102, 0, 0, 0]])
