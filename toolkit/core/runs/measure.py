@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,7 +45,7 @@ class Runs:
         provenance: What a run made now is, from :func:`toolkit.core.runs.provenance.provenance`.
         code: Gives the definitions that a function can reach, each with its hash.
         known: Results already there, from :func:`toolkit.core.runs.results.read`.
-        folder: Where jobs are kept as they end; None takes a folder that goes with this object.
+        folder: Where jobs are kept as they end; None keeps them in memory only.
         n_jobs: Jobs at once, one thread each; 1 runs them in this process.
         limit: Seconds one job may take; None for no limit.
         look_only: Never run a job: raise :class:`Missing` instead.
@@ -73,8 +71,7 @@ class Runs:
         self.slug, self.scale, self.strict = slug, scale, strict
         self._now, self._code, self._look_only = dict(provenance), code, look_only
         self._n_jobs, self._limit = n_jobs, limit
-        self._own = tempfile.mkdtemp(prefix="runs-") if folder is None and not look_only else None
-        self._folder = Path(self._own or folder) if not look_only else None
+        self._folder = folder
         self._known = dict(known or {})
         self._there = self._index()
         self._caller = new_caller()
@@ -96,10 +93,8 @@ class Runs:
         self.close()
 
     def close(self) -> None:
-        """End the bar and remove a folder of its own."""
+        """End the bar."""
         self._bar.close()
-        if self._own:
-            shutil.rmtree(self._own, ignore_errors=True)
 
     def _index(self) -> dict[tuple[str, str, str], tuple[Mapping[str, Any], int]]:
         """Jobs of the known results that this environment may take over, by what they are."""
@@ -150,12 +145,13 @@ class Runs:
             elif self._look_only:
                 reasons += self._why(names[arm], arguments, job, code)
             else:
-                path = store.job_path(self._folder, key(names[arm], job, code))
+                path = self._path(key(names[arm], job, code))
                 record = store.read(path, "status")
                 if record is not None and record["status"] == "done":
                     made[word] = self._new(name, job, record, code)
                 else:
-                    path.unlink(missing_ok=True)
+                    if path is not None:
+                        path.unlink(missing_ok=True)
                     tasks[word] = Task(
                         functions[arm], job, path, code, self._limit, 1, self._caller
                     )
@@ -175,7 +171,8 @@ class Runs:
         self._bar.update(len(made))
         if not tasks:
             return
-        self._folder.mkdir(parents=True, exist_ok=True)
+        if self._folder is not None:
+            self._folder.mkdir(parents=True, exist_ok=True)
         failed = []
         for word, record in run_all(tasks, self._n_jobs):
             task = tasks[word]
@@ -188,7 +185,8 @@ class Runs:
             try:
                 made[word] = self._new(name, task.job, record, task.version)
             except TypeError as error:
-                task.path.unlink(missing_ok=True)
+                if task.path is not None:
+                    task.path.unlink(missing_ok=True)
                 failed.append(str(error))
         if failed:
             more = f"\n... and {len(failed) - 3} more" if len(failed) > 3 else ""
@@ -196,6 +194,9 @@ class Runs:
                 f"{len(failed)} of {len(tasks)} jobs failed; the others are kept and will not be "
                 "run again.\n" + "\n".join(failed[:3]) + more
             )
+
+    def _path(self, word: str) -> Path | None:
+        return None if self._folder is None else store.job_path(self._folder, word)
 
     def _digest(self, function: Callable[..., Any]) -> str:
         name = function_name(function)
