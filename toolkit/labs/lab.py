@@ -161,8 +161,10 @@ class Found:
         """The claims, and the facts below them, as a table for the page."""
         return evidence.ClaimsTable(
             self.document["claims"],
-            f"Claims, tested at scale {self.scale}",
-            facts=self.document["facts"],
+            self.document["facts"],
+            caption=f"Claims, tested at scale {self.scale}",
+            note=self.document["declaration"]["note"],
+            dropped=self.document["declaration"]["dropped"],
         )
 
 

@@ -292,7 +292,7 @@ def _scales(runs: Runs, scale: Scale, n: int, size: dict[str, Any]) -> None:
     for optimiser, rates in GRID_RATES.items():
         axes = {
             "optimiser": optimiser,
-            "s": list(SCALES[:: scale.pick(ci=4, cpu=1, gpu=1)]),
+            "s": scale.pick(ci=[1.0, 4.0], cpu=list(SCALES), gpu=list(SCALES)),
             "rate": rates,
         }
         jobs += grid(**axes, rank=4, seed=seeds, **size)
