@@ -208,7 +208,7 @@ def test_chances_of_several_conditions_are_bounds():
     # a false claim needs both conditions, a missed one needs either
     assert ledger.claim_false_chance(record) == pytest.approx(min(each))
     assert ledger.claim_missed_chance(record) == pytest.approx(0.05)
-    same = {s: 50.0 for s in range(20)}
+    same = dict.fromkeys(range(20), 50.0)
     untestable = evidence.judge(two, runs | {"words": evidence.Measured(same, same)}).record()
     assert ledger.claim_false_chance(untestable) == 0 == ledger.claim_missed_chance(untestable)
 
