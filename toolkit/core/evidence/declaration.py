@@ -103,14 +103,18 @@ def first_declaration(root: str | Path, slug: str) -> First:
 
 
 def _declared(text: str | None) -> dict[str, dict[str, Any]] | None:
-    """The declared claims of a committed file; None if it is deleted, damaged or of schema 1."""
+    """The declared claims of a committed file; None if it is deleted, damaged or of schema 1.
+
+    Results that declare nothing were measured before anything was declared, so all is late.
+    """
     try:
         record = json.loads(text or "")
-        claims = record["declaration"]["claims"] if record.get("schema") == SCHEMA else None
-        well = claims is not None and all("hash" in entry for entry in claims.values())
+        if record["schema"] != SCHEMA:
+            return None
+        claims = record.get("declaration", {}).get("claims", {})
+        return {name: dict(entry) for name, entry in claims.items() if entry["hash"]}
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
-    return claims if well else None
 
 
 def _shallow(root: str | Path) -> bool:
@@ -169,20 +173,20 @@ def register(
         ValueError: If ``stored`` is no such part.
     """
     known = _checked(stored)
-    before = {} if first is None or first.claims is None else first.claims
+    before = None if first is None else first.claims
     claims = {}
     for name, mark in declared.claims.items():
-        late = bool(before) and before.get(name) != mark
+        late = before is not None and before.get(name) != mark
         if known is not None:
             entry = known.get(name)
             late = late or entry is None or entry["hash"] != mark or bool(entry["late"])
         made = commit
-        if not late and before:
+        if not late and before is not None:
             made = first.declared.get(name, "")
         elif not late and known is not None:
             made = known[name]["commit"]
         claims[name] = {"hash": mark, "commit": made, "late": late}
-    gone = [name for name in {**before, **(known or {})} if name not in claims]
+    gone = [name for name in {**(before or {}), **(known or {})} if name not in claims]
     gone += [name for name in (stored or {}).get("dropped", []) if name not in claims]
     return {
         "hash": declared.hash,

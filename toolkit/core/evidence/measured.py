@@ -111,8 +111,6 @@ def _runs(arm: Any, name: str) -> dict[int, float | None]:
                     "None for a run that failed."
                 )
             value = float(value)
-        if seed in found:
-            raise ValueError(f"{name} holds seed {seed!r} twice: keep one run per seed.")
         found[seed] = value
     if not found:
         raise ValueError(f"{name} holds no runs: measure them, or leave the condition out.")

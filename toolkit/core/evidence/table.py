@@ -1,7 +1,8 @@
 """How judged claims look on a page: labels for verdicts, and one accessible table.
 
 A verdict is told by word, by sign and by lightness, never by hue alone. On a phone each claim
-becomes a card (``book/_static/house.css``); the roles keep it a table for screen readers.
+becomes a card, in a narrow column a card of two columns (``book/_static/house.css``); the roles
+keep it a table for screen readers.
 """
 
 from __future__ import annotations
@@ -46,7 +47,9 @@ def verdict_html(verdict: str, count: int | None = None) -> str:
         count: Number of claims that got it, shown before the words.
     """
     tint, sign = LOOK[verdict]
-    words = verdict if count is None else f"{count} {verdict}"
+    words = verdict
+    if count is not None:
+        words = f'{count} <span class="verdict-words">{verdict}</span>'
     return (
         f'<span class="verdict verdict-{verdict.replace(" ", "-")}" style="background:{tint};'
         "color:#1a1a1a;padding:.1em .5em;border-radius:.6em;white-space:nowrap;"
@@ -124,7 +127,10 @@ def margin_text(claim: Mapping[str, Any]) -> str:
     if claim["margin"] is None:
         margins = {part.get("margin") for part in claim["conditions"]}
         return "differs" if len(margins) > 1 else "none declared"
-    return f"{claim['margin']:g} {claim['unit']}".strip()
+    first, *rest = claim["unit"].split(" ")
+    if claim["margin"] == 1 and len(first) > 3 and first.endswith("s") and first[-2] not in "se":
+        first = first[:-1]  # 1 point, 1 nat per character
+    return " ".join([f"{claim['margin']:g}", first, *rest]).strip()
 
 
 def marks(claim: Mapping[str, Any]) -> list[str]:
@@ -150,7 +156,7 @@ def claim_cells(claim: Mapping[str, Any]) -> dict[str, str]:
     return {
         "Claim": text,
         "Whose": _escape(owner_text(claim)),
-        "Where": _escape(where_text(claim)) or "–",
+        "Where": _escape(where_text(claim)) or '<span class="none">–</span>',
         "Ours": "".join(ours),
         "Margin": margin,
         "Verdict": verdict,
@@ -158,7 +164,7 @@ def claim_cells(claim: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _escape(text: str) -> str:
-    return html.escape(str(text))
+    return html.escape(str(text)).replace("(n = ", "(n\u00a0=\u00a0")
 
 
 def _small(*texts: str | None) -> str:
@@ -186,7 +192,7 @@ def claims_html(
         body.append(f'<tr role="row" {attributes}>{inner}</tr>')
     name = html.escape(caption)
     return (
-        f'<div class="table-scroll" role="region" tabindex="0" aria-label="{name}" '
+        f'<div class="table-scroll claims-box" role="region" tabindex="0" aria-label="{name}" '
         f'style="overflow-x:auto"><table class="claims" role="table"><caption>{name}</caption>'
         f'<thead role="rowgroup"><tr role="row">{head}</tr></thead>'
         f'<tbody role="rowgroup">{"".join(body)}</tbody></table></div>'
@@ -204,8 +210,8 @@ def facts_html(facts: Sequence[Mapping[str, Any]]) -> str:
     items = []
     for data in facts:
         fact = Fact(**data)
-        found = f": {_escape(fact.found())}" if fact.found() else ""
-        items.append(f"<li>{verdict_html(fact.verdict)} {_escape(fact.text)}{found}</li>")
+        words = f"{fact.text.rstrip('.')}: {fact.found()}" if fact.found() else fact.text
+        items.append(f"<li>{verdict_html(fact.verdict)} {_escape(words)}</li>")
     if not items:
         return ""
     head = '<p class="facts-head">Facts, without randomness:</p>'
