@@ -153,8 +153,9 @@ def pretrain(net: str = "vit", scale: str = "cpu") -> tuple[nn.Module, dict[str,
             rows = torch.randint(len(y), (64,), generator=draws)
             yield (moved(x[rows], 2, draws) if net == "vit" else x[rows]), y[rows]
 
+    rate = 1e-2 if scale == "ci" else {"vit": 2e-3, "cnn": 4e-3}[net]
     beds.fit(
-        model, None, 1e-2 if scale == "ci" else {"vit": 2e-3, "cnn": 4e-3}[net], 0, stream(), F.cross_entropy, steps=steps,
+        model, None, rate, 0, stream(), F.cross_entropy, steps=steps,
         decay=lambda step, of: arms.warm(step, of) * beds.cosine(step, of),
     )  # fmt: skip
     reached = arms.judged(arms.scores(bases.restored(model), parts.test[0]), parts.test[1])
