@@ -275,3 +275,27 @@ def test_the_split_at_the_frozen_blocks_is_the_encoder_itself() -> None:
 def test_unknown_text_task_is_named() -> None:
     with pytest.raises(ValueError, match="sst3"):
         text_beds.text_task("sst3", train=2, validation=1, test=1, seed=0)
+
+
+def test_named_parameters_train_alone_or_beside_a_method() -> None:
+    model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 2))
+    handle, parameters = beds.dress(model, None, 0, train=("2",))
+    assert handle is None
+    assert [id(p) for p in parameters] == [id(p) for p in model[2].parameters()]
+    assert not model[0].weight.requires_grad
+    with pytest.raises(ValueError, match="nowhere"):
+        beds.dress(model, None, 0, train=("nowhere",))
+    handle, parameters = beds.dress(model, LoRA(rank=1), 0, train=("2",))
+    assert list(handle.sites) == ["0"]
+    assert any(p is model[2].weight for p in parameters)
+
+
+def test_statistics_stay_when_the_model_is_not_put_into_training_mode() -> None:
+    for training in (False, True):
+        model = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 2))
+        batches = [(torch.randn(8, 3) + 5, torch.zeros(8, dtype=torch.int64))] * 2
+        beds.fit(
+            model, None, 1e-3, 0, batches, nn.functional.cross_entropy, steps=2,
+            decay=beds.cosine, train=("1",), training=training,
+        )  # fmt: skip
+        assert (model[0].running_mean.abs().max() > 0.1) == training

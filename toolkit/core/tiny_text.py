@@ -50,7 +50,7 @@ def tables() -> dict[str, Any]:
     return {"train": table[:28], "dev": table[28:], "test": table[28:]}
 
 
-def collection(documents: int = 6, words: int = 96) -> Retrieval:
+def collection(documents: int = 12, words: int = 150) -> Retrieval:
     """A generated retrieval collection in the form of Cranfield: ten topics, each with a query and
     ``documents`` abstracts of ``words`` words that name the topic often."""
     import pandas as pd

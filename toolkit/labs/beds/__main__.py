@@ -13,7 +13,7 @@ from toolkit.labs.beds import reference
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Command line; writes ``<bed>.<scale>.json``, or with ``--tune`` ``<bed>.<scale>.tuning.json``."""
+    """Command line: the tables, or with ``--tune`` the rates; both are stored as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, prog="python -m toolkit.labs.beds")
     parser.add_argument("bed", choices=list(reference.BEDS))
     parser.add_argument("--scale", default="cpu", choices=("ci", "cpu", "gpu"))

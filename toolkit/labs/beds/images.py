@@ -48,7 +48,7 @@ class Size:
 
 
 SIZES = {
-    "ci": Size(16, 1, (8, 16), {"vit": 60, "cnn": 40}, 128, 16, 20, 100),
+    "ci": Size(16, 1, (8, 16), {"vit": 120, "cnn": 60}, 128, 16, 30, 100),
     "cpu": Size(64, 4, (24, 48, 96), {"vit": 2500, "cnn": 1500}, 1000, 32, 200, 5000),
 }
 
@@ -153,8 +153,9 @@ def pretrain(net: str = "vit", scale: str = "cpu") -> tuple[nn.Module, dict[str,
             rows = torch.randint(len(y), (64,), generator=draws)
             yield (moved(x[rows], 2, draws) if net == "vit" else x[rows]), y[rows]
 
+    rate = 1e-2 if scale == "ci" else {"vit": 2e-3, "cnn": 4e-3}[net]
     beds.fit(
-        model, None, 2e-3 if net == "vit" else 4e-3, 0, stream(), F.cross_entropy, steps=steps,
+        model, None, rate, 0, stream(), F.cross_entropy, steps=steps,
         decay=lambda step, of: arms.warm(step, of) * beds.cosine(step, of),
     )  # fmt: skip
     reached = arms.judged(arms.scores(bases.restored(model), parts.test[0]), parts.test[1])

@@ -1,4 +1,4 @@
-"""The learning rates of the reference arms, as ``python -m toolkit.labs.beds <bed> --tune`` found them.
+"""Learning rates of the reference arms, found by ``python -m toolkit.labs.beds <bed> --tune``.
 
 Each arm was searched alike: three rates a factor of 2 apart around a start, one more on the side of
 the best while that lies at the end (at most four times), three tuning seeds (1000 to 1002), judged

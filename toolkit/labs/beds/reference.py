@@ -60,7 +60,15 @@ def jobs(name: str, scale: str, seeds: Sequence[int]) -> list[dict[str, Any]]:
     module, options = bed(name)
     chosen = rates(name, scale) | {"nothing": 1.0}
     return [
-        {"arm": arm, "rate": chosen[arm], "seed": seed, "split": split, "scale": scale, **options}
+        {
+            "arm": arm,
+            "rate": chosen[arm],
+            "seed": seed,
+            "split": split,
+            "scale": scale,
+            "parts": ["test"],
+            **options,
+        }  # fmt: skip
         for seed in seeds
         for split in module.SPLITS
         for arm in arms.NAMES
