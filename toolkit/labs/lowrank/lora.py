@@ -172,29 +172,31 @@ def first_draw_run(
     return {"test": accuracy(model, task.test)}
 
 
-def reading(bed: Any, arm: Arm, rate: float, seed: int, scale: str) -> dict[str, Any]:
-    """One arm on a bed of texts: what its record says."""
-    return bed.train(arm, rate, seed, scale=scale)[2]
+def reading(
+    bed: Any, arm: Arm, rate: float, seed: int, scale: str, part: str
+) -> dict[str, Any]:
+    """One arm on a bed of texts, judged on "validation" or "test": what its record says."""
+    return bed.train(arm, rate, seed, scale=scale, parts=(part,))[2]
 
 
-def abstracts_plain(arm: str, rate: float, seed: int, scale: str) -> dict[str, Any]:
+def abstracts_plain(arm: str, rate: float, seed: int, scale: str, part: str) -> dict[str, Any]:
     """The base as it is, its head, or everything, on abstracts; nats per character."""
-    return reading(characters, PARTS[arm], rate, seed, scale)
+    return reading(characters, PARTS[arm], rate, seed, scale, part)
 
 
-def abstracts_lora(arm: str, rank: int, rate: float, seed: int, scale: str) -> dict[str, Any]:
+def abstracts_lora(arm: str, rank: int, rate: float, seed: int, scale: str, part: str) -> dict[str, Any]:
     """LoRA of one rank on every linear layer of the blocks, and nothing beside it."""
-    return reading(characters, _lora_arm(rank), rate, seed, scale)
+    return reading(characters, _lora_arm(rank), rate, seed, scale, part)
 
 
-def reviews_plain(arm: str, rate: float, seed: int, scale: str) -> dict[str, Any]:
+def reviews_plain(arm: str, rate: float, seed: int, scale: str, part: str) -> dict[str, Any]:
     """A head of zeros, the head alone, or both upper blocks of MiniLM, on film reviews."""
-    return reading(texts, PARTS[arm], rate, seed, scale)
+    return reading(texts, PARTS[arm], rate, seed, scale, part)
 
 
-def reviews_lora(arm: str, rank: int, rate: float, seed: int, scale: str) -> dict[str, Any]:
+def reviews_lora(arm: str, rank: int, rate: float, seed: int, scale: str, part: str) -> dict[str, Any]:
     """LoRA of one rank on the twelve linear layers of the upper blocks, and the head."""
-    return reading(texts, _lora_arm(rank), rate, seed, scale)
+    return reading(texts, _lora_arm(rank), rate, seed, scale, part)
 
 
 def _lora_arm(rank: int) -> Arm:
@@ -271,11 +273,13 @@ def _texts(
     seeds = [seed for block in blocks for seed in block]
     chosen = arms(functions)
     found = runs.tune(
-        name, functions, {arm: more | where for arm, more in chosen.items()}, starts,
+        name, functions,
+        {arm: more | where | {"part": "validation"} for arm, more in chosen.items()}, starts,
         seeds=search_seeds(), reported=seeds, judged="validation", better="min", factor=2.0,
         width=scale.pick(ci=1, cpu=3, gpu=3),
     )  # fmt: skip
     runs.blocks(name, blocks)
+    where = where | {"part": "test"}
     jobs = [{"arm": "nothing", "rate": 1.0, "seed": seed, **where} for seed in seeds]
     runs.table(name, functions, jobs + [
         {"arm": arm, **more, "rate": found[arm].rate, "seed": seed, **where}
