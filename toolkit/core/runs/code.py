@@ -72,6 +72,22 @@ class Tracer:
         found, _ = self._follow(named, None, discovering=True)
         return self._closed(found)
 
+    def of_name(self, dotted: str) -> dict[str, str]:
+        """Every definition that the one of this dotted name can reach, with its hash.
+
+        Args:
+            dotted: ``package.module.name``.
+
+        Raises:
+            ValueError: no file under the root defines it.
+        """
+        module, _, name = dotted.rpartition(".")
+        path = self._file(module)
+        index = self._index(path) if path else None
+        if index is None or name not in index.definitions:
+            raise ValueError(f"{dotted!r}: no module under {self.root.name} defines this name")
+        return self._closed({Definition(path, name)})
+
     def of_function(self, function: Callable) -> dict[str, str]:
         """Every definition that a function can reach, with its hash.
 
@@ -83,14 +99,13 @@ class Tracer:
                 ``lambda`` or a ``partial``.
         """
         module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", "")
-        path = self._file(module) if module else None
-        index = self._index(path) if path else None
-        if index is None or name not in index.definitions:
+        try:
+            return self.of_name(f"{module}.{name}")
+        except ValueError as error:
             raise ValueError(
                 f"function {name or function!r} of module {module!r}: its code cannot be "
                 f"followed. Define it with `def` at the top level of a module under {PACKAGE}/."
-            )
-        return self._closed({Definition(path, name)})
+            ) from error
 
     def _closed(self, start: Reached) -> dict[str, str]:
         found: Reached = set()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -145,7 +145,7 @@ def _type_checking(test: ast.expr) -> bool:
     return getattr(test, "id", getattr(test, "attr", "")) == "TYPE_CHECKING"
 
 
-def _dump(value: object, text: list[str], *, imports: bool) -> None:
+def _dump(value: object, text: list[str], *, imports: bool, without: Collection[int] = ()) -> None:
     """A syntax tree as words: the same in every version of Python that parses it alike."""
     if isinstance(value, ast.AST):
         if not imports and isinstance(value, (ast.Import, ast.ImportFrom)):
@@ -155,13 +155,14 @@ def _dump(value: object, text: list[str], *, imports: bool) -> None:
             if part is None or part == [] or name in ("ctx", "kind", "type_comment"):
                 continue
             text.append(f".{name}")
-            _dump(_joined(part) if name == "values" else part, text, imports=imports)
+            parts = _joined(part) if name == "values" else part
+            _dump(parts, text, imports=imports, without=without)
     elif isinstance(value, list):
         if value and isinstance(value[0], ast.stmt):
-            value = list(effective(value))
+            value = [part for part in effective(value) if id(part) not in without]
         text.append("[")
         for part in value:
-            _dump(part, text, imports=imports)
+            _dump(part, text, imports=imports, without=without)
         text.append("]")
     else:
         text.append(f"{type(value).__name__} {value!r}")
@@ -181,6 +182,50 @@ def _joined(parts: list) -> list:
         else:
             found.append(part)
     return found
+
+
+def same(one: ast.AST, other: ast.AST) -> bool:
+    """Whether two syntax trees say the same, apart from imports, comments and docstrings."""
+    texts: list[list[str]] = [[], []]
+    for node, text in zip((one, other), texts, strict=True):
+        _dump(node, text, imports=False)
+    return texts[0] == texts[1]
+
+
+def units(nodes: Iterable[ast.stmt], inside: str = "") -> dict[str, tuple[str, str]]:
+    """A definition cut into what runs by itself: kind and hash by qualified name.
+
+    Functions and methods, those inside others too, are of kind ``function``, named as Python's
+    ``__qualname__``; a class without its methods is a ``class``; values are a ``constant`` each.
+
+    Args:
+        nodes: the definition's statements.
+        inside: qualified name of what they stand in, with the dot after it.
+    """
+    found: dict[str, tuple[str, str]] = {}
+    for node in effective(nodes):
+        if isinstance(node, FUNCTIONS):
+            inner = [n for n in _own(node) if isinstance(n, (*FUNCTIONS, ast.ClassDef))]
+            name = f"{inside}{node.name}"
+            found[name] = ("function", _hash_without(node, inner))
+            found |= units(inner, f"{name}.<locals>.")
+        elif isinstance(node, ast.ClassDef):
+            name = f"{inside}{node.name}"
+            found[name] = ("class", _hash_without(node, node.body))
+            found |= units(node.body, f"{name}.")
+        else:
+            name = f"{inside}{', '.join(_assigned(node))}"
+            text = [found[name][1]] if name in found else []
+            _dump(node, text, imports=True)
+            found[name] = ("constant", hashlib.sha256("\n".join(text).encode()).hexdigest())
+    return found
+
+
+def _hash_without(node: ast.AST, inner: list) -> str:
+    """Hash of a syntax tree without some of its statements."""
+    text: list[str] = []
+    _dump(node, text, imports=False, without={id(part) for part in inner})
+    return hashlib.sha256("\n".join(text).encode()).hexdigest()
 
 
 def note_import(node: ast.Import | ast.ImportFrom, home: str, into: References) -> None:

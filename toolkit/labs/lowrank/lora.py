@@ -172,9 +172,7 @@ def first_draw_run(
     return {"test": accuracy(model, task.test)}
 
 
-def reading(
-    bed: Any, arm: Arm, rate: float, seed: int, scale: str, part: str
-) -> dict[str, Any]:
+def reading(bed: Any, arm: Arm, rate: float, seed: int, scale: str, part: str) -> dict[str, Any]:
     """One arm on a bed of texts, judged on "validation" or "test": what its record says."""
     return bed.train(arm, rate, seed, scale=scale, parts=(part,))[2]
 
@@ -184,7 +182,9 @@ def abstracts_plain(arm: str, rate: float, seed: int, scale: str, part: str) -> 
     return reading(characters, PARTS[arm], rate, seed, scale, part)
 
 
-def abstracts_lora(arm: str, rank: int, rate: float, seed: int, scale: str, part: str) -> dict[str, Any]:
+def abstracts_lora(
+    arm: str, rank: int, rate: float, seed: int, scale: str, part: str
+) -> dict[str, Any]:
     """LoRA of one rank on every linear layer of the blocks, and nothing beside it."""
     return reading(characters, _lora_arm(rank), rate, seed, scale, part)
 
@@ -194,7 +194,9 @@ def reviews_plain(arm: str, rate: float, seed: int, scale: str, part: str) -> di
     return reading(texts, PARTS[arm], rate, seed, scale, part)
 
 
-def reviews_lora(arm: str, rank: int, rate: float, seed: int, scale: str, part: str) -> dict[str, Any]:
+def reviews_lora(
+    arm: str, rank: int, rate: float, seed: int, scale: str, part: str
+) -> dict[str, Any]:
     """LoRA of one rank on the twelve linear layers of the upper blocks, and the head."""
     return reading(texts, _lora_arm(rank), rate, seed, scale, part)
 
