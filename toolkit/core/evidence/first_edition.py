@@ -1,6 +1,8 @@
-"""The claims table of a chapter: judged by rule, shown on the page, saved as JSON.
+"""Claims as the chapters of the first edition state them: judged on the page, saved as JSON.
 
-The results file is described in :mod:`toolkit.core.results`.
+Nothing is decided here: rules live in :mod:`toolkit.core.evidence.rules`, verdicts in
+:mod:`toolkit.core.evidence.verdicts`. New chapters declare their claims instead; see
+:mod:`toolkit.core.evidence.claims`.
 """
 
 from __future__ import annotations
@@ -11,28 +13,51 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from toolkit.core.claims_table import ClaimsTable
-from toolkit.core.intervals import Interval
-from toolkit.core.results import SCHEMA, plain, write
-from toolkit.core.rules import Rule, combine
+from toolkit.core.evidence.intervals import Interval
+from toolkit.core.evidence.results import EARLIER, plain, write
+from toolkit.core.evidence.rules import NOTE, Rule, judge_earlier
+from toolkit.core.evidence.table import ClaimsTable
 
 
 @dataclass(frozen=True)
-class Claim:
-    """One judged claim; the fields are those of the results file."""
+class EarlierClaim:
+    """One judged claim of the first edition.
 
-    id: str
-    text: str
-    paper: str | None
-    verdict: str
-    unit: str
-    note: str
-    need: str
-    conditions: tuple[dict[str, Any], ...]
+    Args:
+        stated: The claim as in a results file of schema 1, without verdicts.
+        judged: The same, judged; ``None`` if it is nothing but facts.
+        facts: Its exact conditions.
+    """
+
+    stated: dict[str, Any]
+    judged: dict[str, Any] | None
+    facts: tuple[dict[str, Any], ...]
+
+    @property
+    def id(self) -> str:
+        """Short name."""
+        return self.stated["id"]
+
+    @property
+    def text(self) -> str:
+        """The claim in a sentence."""
+        return self.stated["text"]
+
+    @property
+    def conditions(self) -> tuple[dict[str, Any], ...]:
+        """Judged conditions; exact ones are facts and not among them."""
+        return tuple(self.judged["conditions"]) if self.judged else ()
+
+    @property
+    def verdict(self) -> str:
+        """The verdict; ``"true"`` or ``"not true"`` for a claim that is nothing but facts."""
+        if self.judged:
+            return self.judged["verdict"]
+        return "true" if all(fact["passed"] for fact in self.facts) else "not true"
 
 
 class Claims:
-    """Collects and judges the claims of one chapter.
+    """Collects and judges the claims of one chapter of the first edition.
 
     Args:
         slug: The chapter's slug.
@@ -50,12 +75,12 @@ class Claims:
         if self.scale not in ("ci", "cpu", "gpu"):
             raise ValueError(f'scale = {self.scale!r}: choose "ci", "cpu" or "gpu".')
         self.seeds = [int(seed) for seed in seeds]
-        self._claims: dict[str, Claim] = {}
+        self._claims: dict[str, EarlierClaim] = {}
 
     def __iter__(self):
         return iter(self._claims.values())
 
-    def __getitem__(self, id: str) -> Claim:
+    def __getitem__(self, id: str) -> EarlierClaim:
         return self._claims[id]
 
     def judge(
@@ -69,13 +94,13 @@ class Claims:
         need: str = "all",
         unit: str = "",
         note: str = "",
-    ) -> Claim:
+    ) -> EarlierClaim:
         """Judge one claim by rule.
 
         Args:
             id: Short name, unique in the chapter (lower case, digits, hyphens).
             text: The claim in one plain sentence.
-            paper: The paper's own figure as text; ``None`` if it gives none.
+            paper: The paper's own figure as text; ``None`` if none is quoted.
             ours: Our interval, or several by condition name.
             holds: The rule for the interval, one for all conditions, or one per condition name.
             need: ``"all"`` or ``"any"``: how many conditions the claim speaks of.
@@ -86,13 +111,16 @@ class Claims:
             The judged claim. Running the same call again replaces it.
 
         Raises:
-            ValueError: If ``id`` is malformed or taken by another claim, or names do not match.
+            ValueError: If ``id`` is malformed or taken by another claim, names do not match, or
+                ``need`` is unknown.
             TypeError: If ``ours`` is no interval or ``holds`` no rule.
         """
         if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", id):
             raise ValueError(f"id = {id!r}: use lower-case letters, digits and hyphens.")
         if id in self._claims and self._claims[id].text != text:
             raise ValueError(f"id = {id!r} already names another claim: choose a new id.")
+        if need not in ("all", "any"):
+            raise ValueError(f'need = {need!r}: choose "all" or "any".')
         named = dict(ours) if isinstance(ours, Mapping) else {"": ours}
         rules = dict(holds) if isinstance(holds, Mapping) else dict.fromkeys(named, holds)
         if not named or set(named) != set(rules):
@@ -110,29 +138,34 @@ class Claims:
             if not isinstance(rules[name], Rule):
                 raise TypeError(
                     f"holds[{name!r}] is {type(rules[name]).__name__}: give a rule, "
-                    "such as evidence.above(0). Verdicts are not typed by hand."
+                    "such as evidence.above(0, margin=1). Verdicts are not typed by hand."
                 )
             rule = rules[name]
-            conditions.append(
-                {
-                    "name": name,
-                    **asdict(found),
-                    "rule": rule.record(),
-                    "rule_text": rule.text(),
-                    "verdict": rule.verdict(found),
-                }
-            )
-        verdict = combine([part["verdict"] for part in conditions], need)
-        claim = Claim(id, text, paper, verdict, unit, note, need, tuple(conditions))
-        self._claims[id] = claim
-        return claim
+            conditions.append({"name": name, **asdict(found), "rule": rule.record()})
+        stated = {
+            "id": id,
+            "text": text,
+            "paper": paper,
+            "unit": unit,
+            "note": note,
+            "need": need,
+            "conditions": conditions,
+        }
+        judged, facts = judge_earlier(stated)
+        self._claims[id] = EarlierClaim(stated, judged, tuple(facts))
+        return self._claims[id]
 
     def table(self) -> ClaimsTable:
-        """Return the claims as a table for the page."""
-        return ClaimsTable(list(self), f"Claims of the paper, tested at scale {self.scale}")
+        """Return the claims as a table for the page, facts below."""
+        return ClaimsTable(
+            [claim.judged for claim in self if claim.judged],
+            facts=[fact for claim in self for fact in claim.facts],
+            caption=f"Claims, tested at scale {self.scale}",
+            note=NOTE,
+        )
 
     def record(self, measurements: Any = None) -> dict[str, Any]:
-        """Return the whole results file as plain data (schema in the module's text).
+        """Return the whole results file as plain data, schema 1.
 
         Raises:
             ValueError: If a number is not finite, naming where it stands.
@@ -140,13 +173,12 @@ class Claims:
         """
         if measurements is not None and not isinstance(measurements, Mapping):
             measurements = {"runs": measurements}
-        claims = [asdict(claim) | {"conditions": list(claim.conditions)} for claim in self]
         return {
-            "schema": SCHEMA,
+            "schema": EARLIER,
             "slug": self.slug,
             "scale": self.scale,
             "seeds": self.seeds,
-            "claims": claims,
+            "claims": [claim.stated | {"verdict": claim.verdict} for claim in self],
             "measurements": plain(measurements or {}, "measurements"),
         }
 
