@@ -106,7 +106,8 @@ def recorded_at(parts: Mapping, base: Source, before: Side) -> bool:
         return False
     if "code" in parts:
         return parts["code"] == before.tracer.of_source(c.source for c in base.code)
-    return _same_files(parts.get("toolkit", {}).items(), before.root)  # a page of format 1
+    files = {**parts.get("toolkit", {}), "constraints.txt": parts.get("constraints")}
+    return _same_files(files.items(), before.root)  # a page of format 1
 
 
 def _same_files(files: Iterable[tuple[str, str]], root: Path) -> bool:

@@ -9,7 +9,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 # what may differ between two runs of the same code, or says where numbers come from
-ASIDE = {"provenance", "codes", "code", "from", "hash", "commit", "declaration", "late", "date"}
+ASIDE = {
+    "provenance",
+    "codes",
+    "code",
+    "check",
+    "judging",
+    "schema",
+    "from",
+    "hash",
+    "commit",
+    "declaration",
+    "late",
+    "date",
+}
 IMAGE = re.compile(r"<img\b[^>]*>", re.IGNORECASE)
 TAG = re.compile(r"<[^>]*>")
 

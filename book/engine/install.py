@@ -39,7 +39,7 @@ def record_chapter(
     scratch.mkdir(parents=True)
     sweep_leftovers(chapter.page)
     sweep_leftovers(chapter.results(task.scale))
-    whence = origin(project, chapter)
+    whence = origin(project, chapter, task.scale)
     try:
         if chapter.lab is not None:
             return _tell(task, project, limits, progress, stop, whence)

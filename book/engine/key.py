@@ -18,6 +18,7 @@ from typing import Any
 from book.engine.project import PACKAGE, EngineError, Project
 from book.engine.source import Source, tags
 from toolkit.core.runs import code
+from toolkit.core.runs.provenance import PACKAGES
 
 FORMAT = 2  # raise it when the engine starts to make different pages from the same parts
 PARTS = ("cells", "code", "constraints", "data", "device", "format", "scale", "text")
@@ -47,12 +48,11 @@ def parts(
     """
     text = [["code" if c.cell_type == "code" else c.source, tags(c)] for c in source.run]
     links = [source.settings.paper, source.settings.code, project.repository]
-    constraints = project.root / "constraints.txt"
     return {
         "cells": cells(source),
         "text": _hash([text, links]),
         "code": tracer.of_source(cell.source for cell in source.code),
-        "constraints": file_hash(constraints) if constraints.is_file() else "",
+        "constraints": pins(project.root),
         "data": {name: _hash(data[name]) for name in source.settings.data},
         "scale": scale,
         "device": device_class(scale),
@@ -65,6 +65,13 @@ def cells(source: Source) -> str:
     return _hash([[c.source, "raises-exception" in tags(c)] for c in source.code])
 
 
+def pins(root: Path) -> str:
+    """Hash of the lines of ``constraints.txt`` for packages that numbers depend on."""
+    file = root / "constraints.txt"
+    lines = file.read_text(encoding="utf-8").split() if file.is_file() else []
+    return _hash(sorted(p for p in lines if p.lower().partition("==")[0] in PACKAGES))
+
+
 def digest(parts: Mapping[str, Any]) -> str:
     """The key itself: one hash over all parts."""
     return _hash(parts)
@@ -73,13 +80,14 @@ def digest(parts: Mapping[str, Any]) -> str:
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]:
     """What changed between two sets of parts: the part's name and a few words.
 
-    A page of format 1 knew the files its code lay in, not the definitions: its code counts as
-    changed by the part ``format``.
+    A page of format 1 knew the files its code lay in, not the definitions, and all pins as one:
+    both count as changed by the part ``format``.
     """
     found: dict[str, str] = {}
+    former = old.get("format") != FORMAT
     for name, value in new.items():
         before = old.get(name)
-        if before == value or (name == "code" and before is None):
+        if before == value or (name in ("code", "constraints") and former):
             continue
         if name == "code":
             found[name] = shortened(code.differences(before, value))
@@ -94,7 +102,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str
             found[name] = {
                 "cells": "code cells changed",
                 "text": "text changed",
-                "constraints": "constraints.txt changed",
+                "constraints": "versions of packages changed",
             }[name]
     return found
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import hashlib
 import json
 import os
 import subprocess
@@ -23,6 +22,10 @@ import psutil
 
 from book.engine.project import Chapter, EngineError, Project
 from toolkit.core.runs import code
+from toolkit.core.runs.results import SCHEMA, digests_by_function
+from toolkit.core.runs.results import file_sha256 as sha256
+
+__all__ = ["Ended", "environment", "load", "measure", "same_code", "sha256", "stale_reasons"]
 
 STALE_SECONDS = 300
 KEPT_LINES = 40
@@ -35,10 +38,6 @@ class Ended(Exception):
     def __init__(self, message: str, words: str = "") -> None:
         super().__init__(message)
         self.words = words
-
-
-def sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -56,18 +55,11 @@ def load(path: Path) -> dict[str, Any]:
     return found
 
 
-def functions(results: Mapping[str, Any]) -> dict[str, set[str]]:
-    """The job functions of a results file, each with the code digests of its jobs."""
-    found: dict[str, set[str]] = {}
-    for experiment in results.get("experiments", {}).values():
-        digests = {job["code"] for job in experiment["jobs"]}
-        found.setdefault(experiment["function"], set()).update(digests)
-    return found
-
-
 def same_code(results: Mapping[str, Any], tracer: code.Tracer) -> bool:
-    """Whether every job was run by the code that is there now."""
-    for function, digests in functions(results).items():
+    """Whether every job was run, and every claim judged, by the code that is there now."""
+    if results.get("schema") != SCHEMA:
+        return False  # recorded inside a page, before labs
+    for function, digests in digests_by_function(results).items():
         try:
             now = code.digest(tracer.of_name(function))
         except ValueError:

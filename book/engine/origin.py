@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import platform
-import re
 import subprocess
 from pathlib import Path
 from typing import Any
 
-from book.engine.project import PACKAGE, Chapter, Project
+from book.engine.key import device_class
+from book.engine.project import Chapter, Project
+from toolkit.core.runs.provenance import commit, processor
 
-MODEL = re.compile(r"^model name\s*:\s*(.+)$", re.MULTILINE)
 
-
-def origin(project: Project, chapter: Chapter) -> dict[str, Any]:
-    """Commit, whether the chapter or the toolkit differ from it, and the processor's model."""
-    commit = git(project.root, "rev-parse", "--verify", "-q", "HEAD") or ""
-    looked = [PACKAGE, "constraints.txt", chapter.source.relative_to(project.root).as_posix()]
-    changed = git(project.root, "status", "--porcelain", "--", *looked) if commit else ""
-    return {"commit": commit, "dirty": bool(changed), "processor": processor()}
+def origin(project: Project, chapter: Chapter, scale: str) -> dict[str, Any]:
+    """Commit, whether the toolkit or the chapter differ from it, and the kind of processor."""
+    head, dirty = commit(project.root)
+    source = chapter.source.relative_to(project.root).as_posix()
+    dirty = dirty or bool(head and git(project.root, "status", "--porcelain", "--", source))
+    return {"commit": head, "dirty": dirty, "processor": processor(device_class(scale))}
 
 
 def git(root: Path, *words: str) -> str | None:
@@ -28,13 +26,3 @@ def git(root: Path, *words: str) -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
-
-
-def processor() -> str:
-    """The processor's model, never the name of the machine."""
-    file = Path("/proc/cpuinfo")
-    if file.is_file():
-        match = MODEL.search(file.read_text(encoding="utf-8", errors="replace"))
-        if match:
-            return " ".join(match[1].split())
-    return platform.processor() or platform.machine()

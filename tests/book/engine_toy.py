@@ -53,6 +53,7 @@ LAB_COMMAND = '''
     """``python -m toolkit lab SLUG --scale SCALE [--stale]``, as the real one behaves."""
     import importlib, json, os, sys
     from pathlib import Path
+    from toolkit.core.runs import results
     from toolkit.core.runs.code import Tracer, digest
 
     slug, scale, stale = sys.argv[2], sys.argv[4], "--stale" in sys.argv
@@ -76,14 +77,16 @@ LAB_COMMAND = '''
                     count.write("x")
                 record = function(**args)
                 job = {"args": args, "record": record, "error": None, "code": digest(definitions)}
+                job["check"] = results.check(job)
         dotted = f"{function.__module__}.{function.__name__}"
-        experiments.setdefault(name, {"function": dotted, "jobs": []})["jobs"].append(job)
+        experiment = experiments.setdefault(name, {"functions": {"*": dotted}, "jobs": []})
+        experiment["jobs"].append(job)
     if stale:
         print(json.dumps(reasons))
     else:
         found = {"schema": 2, "slug": slug, "scale": scale, "codes": codes,
                  "experiments": experiments, "seeds": {n: [[0, 1]] for n in experiments}}
-        file.write_text(json.dumps(found, indent=1) + "\\n")
+        file.write_text(results.text(found))
     '''
 LAB = """
     from toolkit.alpha.one import One
@@ -162,9 +165,15 @@ class Toy:
         self.write("toolkit/labs/alpha/__init__.py", "")
         self.write("toolkit/labs/alpha/one.py", _dedent(text))
         self.write("toolkit/__main__.py", _dedent(LAB_COMMAND))
-        for name in ("code.py", "code_index.py"):
-            text = (REPOSITORY / "toolkit/core/runs" / name).read_text(encoding="utf-8")
-            self.write(f"toolkit/core/runs/{name}", text)
+        for name in (
+            "io.py",
+            "runs/code.py",
+            "runs/code_index.py",
+            "runs/results.py",
+            "runs/jobs.py",
+        ):
+            text = (REPOSITORY / "toolkit/core" / name).read_text(encoding="utf-8")
+            self.write(f"toolkit/core/{name}", text)
         self.write("toolkit/core/runs/__init__.py", "")
         self.chapter("one", *VIEW)
 

@@ -151,7 +151,7 @@ def test_cells_that_differ_in_more_than_imports_and_other_causes_are_not_renewed
     assert "not renewed: its cells differ in more than import lines" in said
     toy.chapter("two", *CELLS)
     toy.write("constraints.txt", "torch==1\n")
-    assert "not renewed: constraints.txt changed" in toy.engine("verify", "--base", "HEAD")
+    assert "not renewed: versions of packages changed" in toy.engine("verify", "--base", "HEAD")
 
 
 def test_a_page_of_format_1_is_renewed_by_the_files_it_names(toy: Toy) -> None:
@@ -162,6 +162,7 @@ def test_a_page_of_format_1_is_renewed_by_the_files_it_names(toy: Toy) -> None:
     del parts["code"]
     files = [LAYERS_FILE, "toolkit/core/adapted.py", "toolkit/__init__.py"]
     parts |= {"format": 1, "toolkit": {f: file_hash(toy.root / f) for f in files}}
+    parts["constraints"] = file_hash(toy.root / "constraints.txt")
     page["metadata"]["provenance"]["results"] = True
     toy.write("book/notebooks/alpha/two.ipynb", json.dumps(page))
     assert "numbers stale (recorded before code was keyed by definition)" in toy.engine("list")
@@ -192,6 +193,7 @@ def test_a_lab_is_renewed_with_its_results_and_runs_in_other_processes_are_seen(
     for found in (before, after):
         for job in (j for e in found["experiments"].values() for j in e["jobs"]):
             assert job.pop("code") in found["codes"]
+            assert job.pop("check")
         del found["codes"]
     assert before == after
     times = json.loads((toy.root / "book/results/times/one.ci.json").read_text())
