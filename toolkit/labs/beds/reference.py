@@ -171,7 +171,10 @@ def factor(n: int, power: float = 0.8, level: float = 0.05) -> float:
         shift = size * n**0.5
         return stats.nct.sf(edge, n - 1, shift) + stats.nct.cdf(-edge, n - 1, shift) - power
 
-    return float(optimize.brentq(missing, 1e-3, 20))
+    high = 0.5  # far above the answer the distribution function is not a number any more
+    while missing(high) < 0:
+        high *= 1.5
+    return float(optimize.brentq(missing, 1e-3, high))
 
 
 def measures(found: Mapping[str, Any]) -> dict[str, str]:
