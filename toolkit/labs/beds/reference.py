@@ -68,7 +68,7 @@ def jobs(name: str, scale: str, seeds: Sequence[int]) -> list[dict[str, Any]]:
             "scale": scale,
             "parts": ["test"],
             **options,
-        }  # fmt: skip
+        }
         for seed in seeds
         for split in module.SPLITS
         for arm in arms.NAMES
