@@ -6,8 +6,11 @@ READY := $(VENV)/.installed
 RUN := $(BIN)/python -m book.engine
 # chapters and tests set their own thread counts; this keeps the rest from oversubscribing cores
 export TOKENIZERS_PARALLELISM := false
+# tests run on all cores up to four, what belongs together in one process; WORKERS=0 for one alone
+WORKERS ?= logical
+TESTS := $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
 
-.PHONY: book models test lint check notebooks chapter list bench serve course clean
+.PHONY: book models test lint check weekly notebooks chapter list bench serve course clean
 
 book: $(READY) ## run stale chapters, render to _build/html
 	$(RUN) build $(if $(SCALE),--scale $(SCALE))
@@ -18,10 +21,13 @@ lint: $(READY)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
 check: $(READY)
-	$(BIN)/python -m pytest tests $(ARGS)
+	$(TESTS) tests $(ARGS)
+
+weekly: $(READY) ## what is too costly for every run: compilers, clusters, pairs of processes
+	TEST_BUDGETS=off $(TESTS) -m weekly tests $(ARGS)
 
 notebooks: $(READY) ## every recorded chapter again, at ci scale
-	TOOLKIT_SCALE=ci $(BIN)/python -m pytest -p no:cacheprovider --nbval-lax --nbval-cell-timeout 120 book/notebooks
+	TOOLKIT_SCALE=ci OMP_NUM_THREADS=1 $(TESTS) -p no:cacheprovider -p tests.budgets --nbval-lax --nbval-cell-timeout 120 book/notebooks
 
 chapter: $(READY) ## make chapter NAME=adalora SCALE=cpu, with FORCE=1 to run a fresh one again
 	$(RUN) run $(NAME) $(if $(SCALE),--scale $(SCALE)) $(if $(FORCE),--force)

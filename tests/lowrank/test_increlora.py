@@ -328,6 +328,7 @@ def test_a_window_scores_only_the_last_steps_up_to_a_look(window):
     assert adapted.controller.total == 5
 
 
+@pytest.mark.weekly  # every run: the contract works_compiled
 def test_compiled_training_is_scored_like_any_other():
     torch._dynamo.reset()
     results = []
