@@ -23,6 +23,7 @@ from toolkit.core import evidence
 from toolkit.core.runs import results
 from toolkit.core.runs.code import Tracer
 from toolkit.core.runs.code import digest as joined
+from toolkit.core.runs.jobs import function_name
 from toolkit.core.runs.measure import Missing, Runs, frame
 from toolkit.core.runs.provenance import provenance
 from toolkit.core.scale import Scale
@@ -285,7 +286,15 @@ def judged(
         "declaration": declaration,
         "claims": [claim.record() for claim in claims],
         "facts": [fact.record() for fact in lab.facts(found)],
-        "judging": joined(tracer().of_function(lab.judge)),
+        "judging": _judging(lab),
+    }
+
+
+def _judging(lab: Lab) -> dict[str, str]:
+    """The function that judges, and the digest of its code."""
+    return {
+        "function": function_name(lab.judge),
+        "code": joined(tracer().of_function(lab.judge)),
     }
 
 
@@ -305,7 +314,7 @@ def stale(lab: Lab, scale: str, folder: Path) -> list[str]:
         evidence.declare(lab.claims).hash != before["declaration"]["hash"]
     ):
         return ["the declared claims changed"]
-    if before.get("judging") != joined(tracer().of_function(lab.judge)):
+    if before.get("judging") != _judging(lab):
         return ["the code that judges the claims changed"]
     kept = {name: len(e["jobs"]) for name, e in before["experiments"].items()}
     asked = {name: len(e["jobs"]) for name, e in document["experiments"].items()}
