@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -138,10 +139,14 @@ class Toy:
 
     Args:
         root: an empty folder.
+        like: a project to start from, so that what many tests need is recorded once.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, like: Toy | None = None) -> None:
         self.root = root
+        if like is not None:
+            shutil.copytree(like.root, root)
+            return
         for path, text in TOOLKIT.items():
             self.write(path, _dedent(text))
         self.write("constraints.txt", "torch==0\n")

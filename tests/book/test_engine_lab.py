@@ -14,14 +14,25 @@ from tests.book.test_engine_trouble import gated
 LAB = "toolkit/labs/alpha/one.py"
 
 
-@pytest.fixture
-def toy(tmp_path: Path) -> Toy:
-    toy = Toy(tmp_path / "project")
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Toy:
+    """A project whose one chapter has a lab, recorded at ci."""
+    toy = Toy(tmp_path_factory.mktemp("lab") / "project")
     toy.write("_config.yml", "title: Toy\nexecute:\n  execute_notebooks: 'off'\n")
     toy.write("_toc.yml", "format: jb-book\nroot: book/intro\n")
     toy.write("book/intro.md", "# Welcome\n")
     toy.lab()
+    listed = toy.engine("list")
+    assert "alpha/one  no page, ci: numbers stale (never measured at ci)" in listed
+    said = toy.engine("record")
+    assert said.index("its lab measures at ci") < said.index("alpha/one: recorded at ci")
     return toy
+
+
+@pytest.fixture
+def toy(tmp_path: Path, recorded: Toy) -> Toy:
+    """A copy of it."""
+    return Toy(tmp_path / "project", like=recorded)
 
 
 def results(toy: Toy, scale: str = "ci") -> Path:
@@ -29,9 +40,6 @@ def results(toy: Toy, scale: str = "ci") -> Path:
 
 
 def test_recording_measures_then_tells(toy: Toy) -> None:
-    assert "alpha/one  no page, ci: numbers stale (never measured at ci)" in toy.engine("list")
-    said = toy.engine("record")
-    assert said.index("its lab measures at ci") < said.index("alpha/one: recorded at ci")
     assert toy.jobs() == 4
     assert toy.printed("one") == "mean 1.5\n"
     provenance = toy.page("one")["metadata"]["provenance"]
@@ -43,7 +51,6 @@ def test_recording_measures_then_tells(toy: Toy) -> None:
 
 
 def test_a_figure_or_a_sentence_is_told_again_and_runs_no_job(toy: Toy) -> None:
-    toy.engine("record")
     toy.edit(LAB, '"mean "', '"average "')
     said = toy.engine("list")
     assert f"numbers fresh, page stale ({LAB}: view changed)" in said
@@ -51,17 +58,14 @@ def test_a_figure_or_a_sentence_is_told_again_and_runs_no_job(toy: Toy) -> None:
     assert toy.printed("one") == "average 1.5\n"
     toy.chapter("one", *VIEW, "print('more')")
     assert "numbers fresh, page stale (code cells changed; text changed)" in toy.engine("list")
-    toy.engine("build")
+    toy.engine("record")
     assert toy.printed("one") == "average 1.5\nmore\n"
-    toy.chapter("one", *VIEW, "print('more')", tail="\nLast words.\n")
-    assert "alpha/one: text refreshed" in toy.engine("build")
     assert toy.jobs() == 4
 
 
 def test_code_of_one_experiment_measures_its_jobs_only_and_build_measures_nothing(
     toy: Toy,
 ) -> None:
-    toy.engine("record")
     before = toy.text("one")
     toy.edit(LAB, "seed * 2", "seed * 3")
     assert "numbers stale (quick: to measure), page fresh" in toy.engine("list")
@@ -74,7 +78,6 @@ def test_code_of_one_experiment_measures_its_jobs_only_and_build_measures_nothin
 
 
 def test_prose_is_refreshed_beside_stale_numbers_which_stay_stale(toy: Toy) -> None:
-    toy.engine("record")
     toy.edit(LAB, "seed * 2", "seed * 3")
     toy.chapter("one", *VIEW, tail="\nLast words.\n")
     assert "alpha/one: text refreshed" in toy.engine("build")
@@ -83,14 +86,12 @@ def test_prose_is_refreshed_beside_stale_numbers_which_stay_stale(toy: Toy) -> N
 
 
 def test_numbers_measured_without_the_engine_are_told(toy: Toy) -> None:
-    toy.engine("record")
     (toy.root / "book/notebooks/alpha/one.ipynb").unlink()
     assert "alpha/one: told again at ci" in toy.engine("build")
     assert toy.jobs() == 4
 
 
 def test_a_larger_scale_replaces_page_and_results(toy: Toy) -> None:
-    toy.engine("record")
     toy.engine("record", "one", "--scale", "cpu")
     assert toy.printed("one") == "mean 2.0\n"
     assert [p.name for p in sorted(toy.root.glob("book/results/*.json"))] == ["one.cpu.json"]
@@ -100,7 +101,6 @@ def test_a_larger_scale_replaces_page_and_results(toy: Toy) -> None:
 def test_a_break_between_the_two_writes_is_seen_and_mended(
     toy: Toy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    toy.engine("record")
     toy.edit(LAB, "seed + One.value", "seed + 10")
     page = toy.text("one")
     real = install.write
@@ -118,7 +118,7 @@ def test_a_break_between_the_two_writes_is_seen_and_mended(
     assert "numbers fresh" in said
     assert "one.ci.json is not the one the page was told from" in said
     jobs = toy.jobs()
-    toy.engine("build")
+    toy.engine("record")
     assert toy.printed("one") == "mean 10.5\n"
     assert toy.jobs() == jobs
 
@@ -145,7 +145,6 @@ def test_a_break_between_the_two_writes_of_a_chapter_without_lab(
 
 
 def test_a_lab_that_fails_is_reported_with_what_it_said(toy: Toy) -> None:
-    toy.engine("record")
     page, numbers = toy.text("one"), results(toy).read_bytes()
     toy.edit(LAB, "seed * 2", "seed / 0")
     said = toy.engine("record", code=1)
@@ -162,7 +161,6 @@ def test_a_lab_that_never_ends_is_ended(toy: Toy) -> None:
 
 
 def test_a_broken_lab_stops_no_other_chapter(toy: Toy) -> None:
-    toy.engine("record")
     toy.chapter("two", "print(2)")
     toy.edit(LAB, "from toolkit.alpha.one import One", "raise ValueError('no such bed')")
     said = toy.engine("list", code=1)
@@ -171,7 +169,6 @@ def test_a_broken_lab_stops_no_other_chapter(toy: Toy) -> None:
 
 
 def test_kill_9_while_the_lab_measures_leaves_results_and_page_whole(toy: Toy) -> None:
-    toy.engine("record")
     page, numbers = toy.text("one"), results(toy).read_bytes()
     gate = toy.root / "gate"
     waiting = "".join(f"    {line}\n" for line in _dedented(gated(gate)))
@@ -193,7 +190,6 @@ def _dedented(text: str) -> list[str]:
 
 
 def test_trying_changes_nothing_and_says_what_would_differ(toy: Toy) -> None:
-    toy.engine("record")
     kept = {p: p.read_bytes() for p in toy.root.rglob("*") if p.is_file() and "book" in p.parts}
     assert "every number and every printed word is what is recorded" in toy.engine("try", "one")
     toy.edit(LAB, "seed + One.value", "seed + One.value / 2")
@@ -214,6 +210,6 @@ def test_provenance_of_the_store_is_on_the_page(toy: Toy) -> None:
         "book/results/times/one.ci.json",
         json.dumps({"recorded": "2026-01-02", "verified": "2026-03-04", "seconds": 300.0}),
     )
-    toy.engine("record")
+    toy.engine("record", "--force")
     line = "".join(toy.page("one")["cells"][1]["source"])
     assert "recorded on 2026-01-02 · verified on 2026-03-04 · 5 min · 2 seeds" in line

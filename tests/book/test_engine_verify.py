@@ -7,7 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from book.engine.clear import Side, recorded_at, same_cells
 from book.engine.compare import Run, compare, printed
+from book.engine.key import file_hash
+from book.engine.plan import assess
+from book.engine.project import Chapter, Project
+from book.engine.source import read
 from tests.book.engine_toy import Toy, kill9, until
 from tests.book.test_engine_trouble import gated
 
@@ -52,10 +57,10 @@ CELLS = (
 LAYERS_FILE = "toolkit/core/layers.py"
 
 
-@pytest.fixture
-def toy(tmp_path: Path) -> Toy:
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Toy:
     """A project with one recorded chapter and its commit."""
-    toy = Toy(tmp_path / "project")
+    toy = Toy(tmp_path_factory.mktemp("verify") / "project")
     toy.write(LAYERS_FILE, LAYERS)
     toy.write("toolkit/core/adapted.py", ADAPTED)
     toy.chapter("two", *CELLS)
@@ -63,6 +68,12 @@ def toy(tmp_path: Path) -> Toy:
     toy.engine("record", "two", "--scale", "cpu")
     toy.commit()
     return toy
+
+
+@pytest.fixture
+def toy(tmp_path: Path, recorded: Toy) -> Toy:
+    """A copy of it."""
+    return Toy(tmp_path / "project", like=recorded)
 
 
 def verified(toy: Toy, slug: str = "two") -> str | None:
@@ -110,22 +121,25 @@ def test_a_changed_number_is_named_and_not_renewed(toy: Toy) -> None:
     assert trees(toy) == []
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "words"),
-    [
-        ("return 1", "return 2", "unused changed, and no ci run calls it"),
-        ("return 0", "return 1", "Shape.never changed, and no ci run calls it"),
-        ("depth = 2", "depth = 3", "Shape.depth changed, which a ci run need not show"),
-        ("WIDTH = 3", "WIDTH = 2 + 1", "WIDTH changed, which a ci run need not show"),
-    ],
-)
-def test_what_no_ci_run_shows_is_named_and_not_renewed(
-    toy: Toy, old: str, new: str, words: str
-) -> None:
+def test_what_no_ci_run_shows_is_named_and_not_renewed(toy: Toy) -> None:
     kept = toy.text("two")
-    toy.edit(LAYERS_FILE, old, new)
+    for old, new in (
+        ("return 1", "return 2"),
+        ("return 0", "return 1"),
+        ("depth = 2", "depth = 3"),
+        ("WIDTH = 3", "WIDTH = 2 + 1"),
+    ):
+        toy.edit(LAYERS_FILE, old, new)
     said = toy.engine("verify", "--base", "HEAD")
-    assert f"alpha/two  same: not renewed: {LAYERS_FILE}: {words}" in said
+    assert "alpha/two  same: not renewed: " in said
+    for words in (
+        "unused changed, and no ci run calls it",
+        "Shape.never changed, and no ci run calls it",
+        "Shape.depth changed, which a ci run need not show",
+        "WIDTH changed, which a ci run need not show",
+    ):
+        assert f"not renewed: {LAYERS_FILE}: {words}" in said
+    assert said.count("not renewed") == 8, "four, told as they come and in the table"
     assert toy.text("two") == kept
     assert "numbers stale" in toy.engine("list")
 
@@ -142,21 +156,34 @@ def test_a_page_of_other_code_than_the_base_is_not_renewed(toy: Toy) -> None:
     assert verified(toy) is None
 
 
-def test_cells_that_differ_in_more_than_imports_and_other_causes_are_not_renewed(toy: Toy) -> None:
-    toy.chapter("two", *CELLS, "unseen = 1")
-    said = toy.engine("verify", "--base", "HEAD", code=1)
-    assert "cell 5: nothing words -> 0 words" in said
-    toy.chapter("two", CELLS[0], CELLS[1].replace("'after',", "*['after'],"), CELLS[2])
-    said = toy.engine("verify", "--base", "HEAD")
-    assert "not renewed: its cells differ in more than import lines" in said
-    toy.chapter("two", *CELLS)
+def test_other_causes_than_code_are_not_renewed(toy: Toy) -> None:
     toy.write("constraints.txt", "torch==1\n")
     assert "not renewed: versions of packages changed" in toy.engine("verify", "--base", "HEAD")
 
 
-def test_a_page_of_format_1_is_renewed_by_the_files_it_names(toy: Toy) -> None:
-    from book.engine.key import file_hash
+@pytest.mark.parametrize(
+    ("cells", "same"),
+    [
+        (CELLS, True),
+        (("from toolkit import adapt\nimport os\n" + CELLS[0], *CELLS[1:]), True),
+        ((CELLS[0], CELLS[1] + "  # a comment", CELLS[2]), True),
+        ((CELLS[0], CELLS[1].replace("'after',", "*['after'],"), CELLS[2]), False),
+        ((CELLS[0], ":tags: [raises-exception]\n" + CELLS[1], CELLS[2]), False),
+        ((*CELLS, "unseen = 1"), False),
+    ],
+)
+def test_cells_may_differ_in_import_lines_only(
+    tmp_path: Path, cells: tuple[str, ...], same: bool
+) -> None:
+    toy = Toy(tmp_path)
+    chapter = Chapter("alpha", "two", toy.root)
+    toy.chapter("two", *CELLS)
+    before = read(chapter)
+    toy.chapter("two", *cells)
+    assert same_cells(before, read(chapter)) is same
 
+
+def test_a_page_of_format_1_is_renewed_by_the_files_it_names(toy: Toy) -> None:
     page = toy.page("two")
     parts = page["metadata"]["provenance"]["parts"]
     del parts["code"]
@@ -166,15 +193,19 @@ def test_a_page_of_format_1_is_renewed_by_the_files_it_names(toy: Toy) -> None:
     page["metadata"]["provenance"]["results"] = True
     toy.write("book/notebooks/alpha/two.ipynb", json.dumps(page))
     assert "numbers stale (recorded before code was keyed by definition)" in toy.engine("list")
-    assert "nothing to run" in toy.engine("build", code=2), "it is kept; only rendering has no book"
+    tasks, _ = assess(Project(toy.root), Project(toy.root).select([]))
+    assert [t.action for t in tasks] == ["keep"]
     toy.edit(LAYERS_FILE, "width = x", "breadth = x")
     toy.edit(LAYERS_FILE, "return width", "return breadth")
     assert "renewed" in toy.engine("verify", "--base", "HEAD")
     assert "numbers fresh, page fresh; verified" in toy.engine("list")
 
-    page["metadata"]["provenance"]["parts"]["toolkit"][LAYERS_FILE] = "other"
-    toy.write("book/notebooks/alpha/two.ipynb", json.dumps(page))
-    assert "recorded with other code than the base has" in toy.engine("verify", "--base", "HEAD")
+    toy.chapter("two", *CELLS)
+    source, side = read(Chapter("alpha", "two", toy.root)), Side(toy.root)
+    parts["toolkit"][LAYERS_FILE] = file_hash(toy.root / LAYERS_FILE)
+    assert recorded_at(parts, source, side)
+    for changed in ({"cells": "other"}, {"toolkit": {LAYERS_FILE: "other"}}, {"constraints": ""}):
+        assert not recorded_at({**parts, **changed}, source, side)
 
 
 def test_a_lab_is_renewed_with_its_results_and_runs_in_other_processes_are_seen(toy: Toy) -> None:
