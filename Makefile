@@ -37,7 +37,7 @@ weekly: $(READY) ## what is too costly for every run: compilers, clusters, pairs
 
 notebooks: $(READY) ## every chapter's source, run at ci
 	$(RUN) notebooks
-	TOOLKIT_SCALE=ci OMP_NUM_THREADS=1 $(TESTS) -p no:cacheprovider -p tests.budgets --nbval-lax --nbval-cell-timeout 120 _build/ci
+	TOOLKIT_SCALE=ci OMP_NUM_THREADS=1 $(TESTS) --dist loadfile -p no:cacheprovider -p tests.budgets --nbval-lax --nbval-cell-timeout 120 _build/ci
 
 list: $(READY) ## whose numbers or page are stale, and why
 	$(RUN) list
