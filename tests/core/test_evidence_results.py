@@ -134,7 +134,7 @@ def test_table_is_accessible_and_escapes():
     assert "&lt;narrow&gt;" in page
     assert re.search(r'data-label="Whose">our own question<', page)
     assert re.search(r'data-label="Where">not read<', page)
-    assert re.search(r'data-label="Margin">1 points<br><small>two pages', page)
+    assert re.search(r'data-label="Margin">1 point<br><small>two pages', page)
     assert "</span> refuted here</span>" in page
     assert "384 numbers" in page
     assert page.index("the paper") < page.index("the published code") < page.index("our own")
