@@ -7,10 +7,19 @@ RUN := $(BIN)/python -m book.engine
 # chapters and tests set their own thread counts; this keeps the rest from oversubscribing cores
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: book models test lint check notebooks chapter list bench serve course clean
+.PHONY: book record try verify models test lint check notebooks list bench serve course clean
 
-book: $(READY) ## run stale chapters, render to _build/html
-	$(RUN) build $(if $(SCALE),--scale $(SCALE))
+book: $(READY) ## tell again what needs no measuring, render to _build/html
+	$(RUN) build
+
+record: $(READY) ## make record NAME=adalora SCALE=cpu measures; FORCE=1 also what is fresh
+	$(RUN) record $(NAME) $(if $(SCALE),--scale $(SCALE)) $(if $(FORCE),--force)
+
+try: $(READY) ## make try NAME=adalora SCALE=ci runs it in a scratch folder and changes nothing
+	$(RUN) try $(NAME) $(if $(SCALE),--scale $(SCALE))
+
+verify: $(READY) ## make verify BASE=HEAD compares today's chapters with a commit's, exactly, at ci
+	$(RUN) verify $(NAME) --base $(or $(BASE),$(error name the commit to compare with: BASE=HEAD))
 
 test: lint check notebooks ## everything that must pass
 
@@ -20,13 +29,11 @@ lint: $(READY)
 check: $(READY)
 	$(BIN)/python -m pytest tests $(ARGS)
 
-notebooks: $(READY) ## every recorded chapter again, at ci scale
-	TOOLKIT_SCALE=ci $(BIN)/python -m pytest -p no:cacheprovider --nbval-lax --nbval-cell-timeout 120 book/notebooks
+notebooks: $(READY) ## every chapter's source, run at ci
+	$(RUN) notebooks
+	TOOLKIT_SCALE=ci $(BIN)/python -m pytest -p no:cacheprovider --nbval-lax --nbval-cell-timeout 120 _build/ci
 
-chapter: $(READY) ## make chapter NAME=adalora SCALE=cpu, with FORCE=1 to run a fresh one again
-	$(RUN) run $(NAME) $(if $(SCALE),--scale $(SCALE)) $(if $(FORCE),--force)
-
-list: $(READY) ## what is stale, and why
+list: $(READY) ## whose numbers or page are stale, and why
 	$(RUN) list
 
 bench: $(READY)

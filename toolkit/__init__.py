@@ -1,7 +1,8 @@
 """Parameters in Motion: published ways to adapt, select, merge and control a network's parameters.
 
 Names are resolved on first use (PEP 562), so ``import toolkit`` does no work. Core names are listed
-in ``_EXPORTS``; every other public name is a method class, found in the part that defines it:
+in ``_EXPORTS``; every other public name is a method class, found in the source text of the module
+that defines it, which is then the only method imported:
 
 >>> from toolkit import adapt, catalogue, LoRA
 >>> [entry.slug for entry in catalogue()][:1]
@@ -44,4 +45,4 @@ def __getattr__(name: str) -> Any:
 def __dir__() -> list[str]:
     from toolkit.core.catalogue import catalogue
 
-    return sorted([*_EXPORTS, *(entry.method.__name__ for entry in catalogue())])
+    return sorted([*_EXPORTS, *(entry.class_name for entry in catalogue())])

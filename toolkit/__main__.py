@@ -1,4 +1,4 @@
-"""``python -m toolkit``: list the methods, show one, or run one on a small task."""
+"""``python -m toolkit``: list the methods, show one, run one on a small task, or measure a lab."""
 
 from __future__ import annotations
 
@@ -8,34 +8,56 @@ import json
 import sys
 from typing import Any
 
-from toolkit.core.catalogue import Entry, Hyper, catalogue, entry
+from toolkit.core.catalogue import Entry, Hyper, broken, catalogue, entry
+from toolkit.labs import command as lab_command
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Run one command; a subcommand is a parser and a function of its arguments."""
     parser = argparse.ArgumentParser(prog="python -m toolkit", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("list", help="every method, a line each")
+    every = commands.add_parser("list", help="every method, a line each")
+    every.set_defaults(do=do_list)
     show = commands.add_parser("show", help="equation, hyperparameters and costs of a method")
     show.add_argument("slug")
+    show.set_defaults(do=do_show)
     run = commands.add_parser("run", help="train a method on the planted-rank task")
     run.add_argument("slug")
     run.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="hyperparameters")
     run.add_argument("--steps", type=int, default=300)
     run.add_argument("--lr", type=float, default=5e-3)
     run.add_argument("--seed", type=int, default=0)
+    run.set_defaults(do=do_run)
+    lab = commands.add_parser("lab", help="measure the experiments of a chapter")
+    lab_command.options(lab)
+    lab.set_defaults(do=lab_command.main)
     args = parser.parse_args(arguments)
     try:
-        if args.command == "list":
-            print(listing(catalogue()))
-        elif args.command == "show":
-            print(description(entry(args.slug)))
-        else:
-            found = entry(args.slug)
-            chosen = settings(found, args.set)
-            print(json.dumps(trial(found, chosen, args.steps, args.lr, args.seed), indent=2))
-    except (KeyError, TypeError, ValueError) as error:
-        print(f"error: {error.args[0]}", file=sys.stderr)
+        return args.do(args)
+    except (ImportError, KeyError, TypeError, ValueError) as error:
+        print(f"error: {error.args[0] if error.args else error}", file=sys.stderr)
         return 2
+
+
+def do_list(args: argparse.Namespace) -> int:
+    """Print the catalogue, and on the error stream what of it cannot be read; 1 if there is any."""
+    entries, damaged = catalogue(), broken()
+    if entries:
+        print(listing(entries))
+    for module, error in damaged.items():
+        print(f"error: {module} cannot be read: {type(error).__name__}: {error}", file=sys.stderr)
+    return 1 if damaged else 0
+
+
+def do_show(args: argparse.Namespace) -> int:
+    print(description(entry(args.slug)))
+    return 0
+
+
+def do_run(args: argparse.Namespace) -> int:
+    found = entry(args.slug)
+    chosen = settings(found, args.set)
+    print(json.dumps(trial(found, chosen, args.steps, args.lr, args.seed), indent=2))
     return 0
 
 

@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 
 SCALES = ("ci", "cpu", "gpu")
+PACKAGE = "toolkit"
 
 
 class EngineError(Exception):
@@ -48,6 +49,17 @@ class Chapter:
 
     def results(self, scale: str) -> Path:
         return self.root / "book" / "results" / f"{self.slug}.{scale}.json"
+
+    def times(self, scale: str) -> Path:
+        """When and how long the results were measured; beside them, since it is never the same."""
+        return self.root / "book" / "results" / "times" / f"{self.slug}.{scale}.json"
+
+    @property
+    def lab(self) -> Path | None:
+        """The file that measures what the chapter tells; None when the chapter itself measures."""
+        folder = self.root / PACKAGE / "labs" / self.part
+        files = (folder / f"{self.slug}.py", folder / self.slug / "__init__.py")
+        return next((file for file in files if file.is_file()), None)
 
     @property
     def scratch(self) -> Path:

@@ -38,7 +38,9 @@ def browser():
 def site():
     """Address of the book itself, rendered anew if a source is newer than the pages."""
     pages, stamp = ROOT / "_build" / "html", ROOT / "_build" / ".pages-rendered"
-    if not stamp.is_file() or not pages.is_dir() or _newest() > stamp.stat().st_mtime:
+    # the map is written at every rendering, by `make book` as well
+    written = [f.stat().st_mtime for f in (stamp, pages / "book" / "map.html") if f.is_file()]
+    if not pages.is_dir() or _newest() > max(written, default=0.0):
         begun = _newest()
         done = subprocess.run(
             [sys.executable, "-m", "book.engine", "render"],

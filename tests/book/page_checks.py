@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import http.server
+import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,11 @@ FACTS = """() => {
 }"""
 
 
+# the marks of an explorer, not its legend
+MARKS = """(block) => [...block.querySelectorAll(".explorer-chart svg .role-mark")]
+  .map((e) => e.innerHTML).join("")"""
+
+
 class _Quiet(http.server.SimpleHTTPRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:
         """Say nothing: tests have their own report."""
@@ -57,7 +63,7 @@ def served(folder: Path) -> Iterator[str]:
     """Serve a folder on this machine and yield its address, ending in a slash."""
     handler = functools.partial(_Quiet, directory=str(folder))
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:
         yield f"http://127.0.0.1:{server.server_port}/"
@@ -124,18 +130,19 @@ def visit(
     )
     seen = Visit(context.new_page())
 
-    def answer(route: Any) -> None:
-        url = route.request.url
-        if not url.startswith((origin, "data:", "blob:")):
-            seen.outside.append(url)
-            route.abort()
-        elif block and block in url:
-            route.abort()
-        else:
-            route.continue_()
+    def refuse(route: Any) -> None:
+        seen.outside.append(route.request.url)
+        route.abort()
 
-    context.route("**/*", answer)
+    # by patterns that the browser's driver matches itself: what belongs here is not slowed down
+    context.route(re.compile(rf"^(?!{re.escape(origin)}|data:|blob:)"), refuse)
+    if block:
+        context.route(re.compile(re.escape(origin) + ".*" + re.escape(block)), lambda r: r.abort())
     page = seen.page
+    open_requests: set[Any] = set()
+    page.on("request", lambda r: open_requests.add(r))
+    page.on("requestfinished", lambda r: open_requests.discard(r))
+    page.on("requestfailed", lambda r: open_requests.discard(r))
     page.on("console", lambda m: m.type in ("error", "warning") and seen.console.append(m.text))
     page.on("pageerror", lambda error: seen.errors.append(str(error)))
     page.on("requestfailed", lambda request: seen.failed.append(request.url))
@@ -151,13 +158,70 @@ def visit(
                 "() => [...document.querySelectorAll('.explorer')]"
                 ".every((e) => ['drawn', 'failed'].includes(e.dataset.state))"
             )
-            page.wait_for_load_state("networkidle")
+            _settle(page, open_requests)
         yield seen
     finally:
         context.close()
 
 
+def _settle(page: Any, open_requests: set[Any], rounds: int = 500) -> None:
+    """Wait until no request is open and none begins while two frames are drawn."""
+    quiet = 0
+    for _ in range(rounds):
+        page.evaluate(
+            "() => new Promise((done) => requestAnimationFrame(() => setTimeout(done, 10)))"
+        )
+        quiet = 0 if open_requests else quiet + 1
+        if quiet == 3:
+            return
+    raise AssertionError(f"requests that never end: {[r.url for r in open_requests]}")
+
+
+def changes(block: Any, press: Callable[[], None]) -> bool:
+    """Whether what ``press`` does changes the drawing of an explorer within 60 ms.
+
+    The drawing is compared in the page, as it is large.
+    """
+    block.evaluate("(e) => { e.drawnBefore = (" + MARKS + ")(e); }")
+    press()
+    return block.evaluate(
+        "async (e) => { const end = performance.now() + 60;"
+        "  for (;;) {"
+        "    if ((" + MARKS + ")(e) !== e.drawnBefore) return true;"
+        "    if (performance.now() > end) return false;"
+        "    await new Promise((done) => setTimeout(done, 5)); } }"
+    )
+
+
 def drawing(block: Any) -> str:
     """The marks of an explorer as drawn, so that a change of the chart is seen as one."""
-    marks = block.locator(".explorer-chart svg .role-mark")  # not the legend
-    return marks.evaluate_all("found => found.map((e) => e.innerHTML).join('')")
+    return block.evaluate(MARKS)
+
+
+def moved_by_every_control(block: Any) -> list[str]:
+    """Names of controls that do not change the chart, by keyboard."""
+    still = []
+    for control in block.locator("input[type=range], select").all():
+        name = control.evaluate("e => e.closest('label') ? e.closest('label').innerText : ''")
+        control.focus()
+        for key in (
+            ("ArrowRight", "ArrowLeft", "ArrowLeft")
+            if control.evaluate("e => e.type === 'range'")
+            else ("ArrowDown", "ArrowUp", "ArrowUp")
+        ):
+            if changes(block, functools.partial(control.press, key)):
+                break
+        else:
+            still.append(name or "a control without a label")
+    return still
+
+
+def opens(details: Any) -> bool:
+    """Whether a closed box opens by keyboard and shows more than its heading."""
+    if details.evaluate("e => e.open"):
+        return False
+    inner = details.locator("pre").first
+    hidden = not inner.is_visible()
+    details.locator("summary").first.focus()
+    details.page.keyboard.press("Enter")
+    return hidden and details.evaluate("e => e.open") and inner.is_visible()

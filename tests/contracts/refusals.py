@@ -132,7 +132,8 @@ def _saved(case: Case) -> Iterator[Path]:
 
     with tempfile.TemporaryDirectory() as folder, _known(case):
         path = Path(folder) / "adapter.safetensors"
-        case.trained().save(path)
+        with case.borrowed() as adapted:
+            adapted.save(path)
         yield path
 
 

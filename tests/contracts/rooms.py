@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import functools
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -163,6 +166,18 @@ ROOMS = {
 }
 
 
+@functools.cache
+def _made(room: str, shape: int) -> tuple[nn.Module, Any, Callable[..., Tensor]]:
+    """Model, targets and input maker of a room, drawn once; the model is for copying only."""
+    rng = random.Random(f"{room} {shape}")
+    state = torch.get_rng_state()
+    torch.default_generator.manual_seed(rng.randrange(2**31))
+    try:
+        return ROOMS[room].recipe(rng.randint)
+    finally:
+        torch.set_rng_state(state)
+
+
 @dataclass(frozen=True)
 class Case:
     """A method in a room of one random shape. Everything it makes is the same each time."""
@@ -171,21 +186,16 @@ class Case:
     room: str
     shape: int = 0
 
-    def _make(self):
-        rng = random.Random(f"{self.room} {self.shape}")
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(rng.randrange(2**31))
-            return ROOMS[self.room].recipe(rng.randint)
-
     def base(self, dtype: torch.dtype = torch.float32) -> nn.Module:
-        return self._make()[0].to(dtype)
+        return copy.deepcopy(_made(self.room, self.shape)[0]).to(dtype)
 
     @property
     def targets(self) -> Any:
-        return self._make()[1]
+        return _made(self.room, self.shape)[1]
 
     def input(self, number: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
-        return self._make()[2](torch.Generator().manual_seed(1000 + number), dtype)
+        generator = torch.Generator().manual_seed(1000 + number)
+        return _made(self.room, self.shape)[2](generator, dtype)
 
     def adapt(self, model: nn.Module | None = None, dtype=torch.float32, seed: int = 5):
         model = self.base(dtype) if model is None else model
@@ -211,6 +221,47 @@ class Case:
             optimizer.step()
         optimizer.zero_grad()
         return adapted
+
+    @contextlib.contextmanager
+    def borrowed(self, dtype: torch.dtype = torch.float32) -> Iterator[Any]:
+        """The trained model that the contracts of this case share.
+
+        Gradients are cleared when it comes back; a model that came back otherwise changed is not
+        lent again, so no contract sees what another left.
+        """
+        key = (self, dtype)
+        if key not in _lent:
+            while len(_lent) > 3:  # contracts come case by case
+                del _lent[next(iter(_lent))]
+            adapted = self.trained(dtype=dtype)
+            _lent[key] = adapted, _facts(adapted)
+        adapted, facts = _lent[key]
+        try:
+            yield adapted
+        finally:
+            for parameter in adapted.model.parameters():
+                parameter.grad = None
+            if not _same(_facts(adapted), facts):
+                del _lent[key]
+
+
+_lent: dict[tuple[Case, torch.dtype], tuple[Any, list]] = {}
+
+
+def _facts(adapted: Any) -> list:
+    """Everything of a model that a contract could change: names, identities, values, flags."""
+    model = adapted.model
+    tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers()]
+    return [
+        adapted.state,
+        [(n, id(m), m.training, len(m._forward_pre_hooks)) for n, m in model.named_modules()],
+        [(n, id(t), t.requires_grad) for n, t in tensors],
+        [t.detach().clone() for _, t in tensors],
+    ]
+
+
+def _same(a: list, b: list) -> bool:
+    return a[:3] == b[:3] and all(torch.equal(x, y) for x, y in zip(a[3], b[3], strict=True))
 
 
 def objective(output: Tensor) -> Tensor:

@@ -30,21 +30,21 @@ def works_in_bfloat16(case: Case) -> None:
 
 
 def works_under_autocast(case: Case) -> None:
-    adapted = case.trained()
     x = case.input(2)
-    with torch.no_grad():
-        exact = adapted.model(x)
-    with torch.autocast("cpu", dtype=BF16):
-        plain, y = case.base()(x), adapted.model(x)
-        loss = objective(y)
-    loss.backward()
-    assert y.dtype == plain.dtype, f"autocast gives {y.dtype}, the base alone {plain.dtype}"
-    gap = (y.float() - exact).abs().max()
-    assert gap <= 0.05 * exact.abs().max().clamp_min(1), f"autocast is off by {gap}"
-    for name, p in adapted.named_parameters():
-        assert p.grad is not None, f"{name} has no gradient under autocast"
-        assert p.grad.dtype == p.dtype, f"{name}: gradient is {p.grad.dtype}"
-        assert p.grad.isfinite().all(), f"{name}: gradient is not finite"
+    with case.borrowed() as adapted:
+        with torch.no_grad():
+            exact = adapted.model(x)
+        with torch.autocast("cpu", dtype=BF16):
+            plain, y = case.base()(x), adapted.model(x)
+            loss = objective(y)
+        loss.backward()
+        assert y.dtype == plain.dtype, f"autocast gives {y.dtype}, the base alone {plain.dtype}"
+        gap = (y.float() - exact).abs().max()
+        assert gap <= 0.05 * exact.abs().max().clamp_min(1), f"autocast is off by {gap}"
+        for name, p in adapted.named_parameters():
+            assert p.grad is not None, f"{name} has no gradient under autocast"
+            assert p.grad.dtype == p.dtype, f"{name}: gradient is {p.grad.dtype}"
+            assert p.grad.isfinite().all(), f"{name}: gradient is not finite"
 
 
 def works_compiled(case: Case, backend: str = "aot_eager") -> None:
@@ -67,27 +67,27 @@ def works_compiled(case: Case, backend: str = "aot_eager") -> None:
 
 def works_with_function_transforms(case: Case) -> None:
     """Per-sample gradients by vmap(grad) equal those of a loop."""
-    adapted = case.trained(dtype=torch.float64)
-    ours = {id(p) for p in adapted.parameters()}
-    state = {n: p.detach() for n, p in adapted.model.named_parameters() if id(p) in ours}
-    inputs = torch.stack([case.input(n, torch.float64) for n in (1, 2)])
-    # first, because functional_call leaves a module that is used twice with foreign tensors
-    eager = []
-    for x in inputs:
-        adapted.model.zero_grad()
-        objective(adapted.model(x)).backward()
-        eager.append({n: p.grad for n, p in adapted.model.named_parameters() if n in state})
+    with case.borrowed(dtype=torch.float64) as adapted:
+        ours = {id(p) for p in adapted.parameters()}
+        state = {n: p.detach() for n, p in adapted.model.named_parameters() if id(p) in ours}
+        inputs = torch.stack([case.input(n, torch.float64) for n in (1, 2)])
+        # first, because functional_call leaves a module that is used twice with foreign tensors
+        eager = []
+        for x in inputs:
+            adapted.model.zero_grad()
+            objective(adapted.model(x)).backward()
+            eager.append({n: p.grad for n, p in adapted.model.named_parameters() if n in state})
 
-    def loss(tensors, x):
-        return objective(functional_call(adapted.model, tensors, (x,)))
+        def loss(tensors, x):
+            return objective(functional_call(adapted.model, tensors, (x,)))
 
-    with sdpa_kernel(SDPBackend.MATH):  # torch's flash attention has no batching rule
-        together = vmap(grad(loss), in_dims=(None, 0))(state, inputs)
-    for i, x in enumerate(inputs):
-        alone = grad(loss)(state, x)
-        for name in state:
-            torch.testing.assert_close(together[name][i], alone[name], rtol=1e-9, atol=1e-12)
-            torch.testing.assert_close(alone[name], eager[i][name], rtol=1e-9, atol=1e-12)
+        with sdpa_kernel(SDPBackend.MATH):  # torch's flash attention has no batching rule
+            together = vmap(grad(loss), in_dims=(None, 0))(state, inputs)
+        for i, x in enumerate(inputs):
+            alone = grad(loss)(state, x)
+            for name in state:
+                torch.testing.assert_close(together[name][i], alone[name], rtol=1e-9, atol=1e-12)
+                torch.testing.assert_close(alone[name], eager[i][name], rtol=1e-9, atol=1e-12)
 
 
 ALL = (works_in_bfloat16, works_under_autocast, works_compiled, works_with_function_transforms)

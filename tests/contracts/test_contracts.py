@@ -25,11 +25,14 @@ SOME_ROOMS = {
     "second_gradients_are_right": {"linear", "hf_conv1d", "conv1d", "embedding", "attention"},
     "works_compiled": {"linear", "hf_conv1d", "grouped_conv", "embedding", "attention"},
 }
+# Of the costliest, one room runs every time and the others once a week.
+EVERY_TIME = {"works_compiled": {"linear"}}
 ALL = cases()
+# case by case, so that the contracts of one share its trained model
 RUNS = [
     (name, case)
-    for name in CONTRACTS
     for case in ALL
+    for name in CONTRACTS
     if (not case.shape or name in THREE_SHAPES) and case.room in SOME_ROOMS.get(name, ROOMS)
 ]
 
@@ -38,7 +41,15 @@ def _name(case: Case) -> str:
     return f"{case.method.info.slug}-{case.room}-{case.shape}"
 
 
-@pytest.mark.parametrize(("contract", "case"), RUNS, ids=[f"{n}-{_name(c)}" for n, c in RUNS])
+def _run(name: str, case: Case):
+    """One test; those of a method go to one process, and their time is its budget's."""
+    marks = [pytest.mark.xdist_group(f"contracts of {case.method.info.slug}")]
+    if case.room not in EVERY_TIME.get(name, ROOMS):
+        marks.append(pytest.mark.weekly)
+    return pytest.param(name, case, id=f"{name}-{_name(case)}", marks=marks)
+
+
+@pytest.mark.parametrize(("contract", "case"), [_run(*run) for run in RUNS])
 def test_contract(contract, case):
     check(contract, case)
 
@@ -52,7 +63,7 @@ def test_every_method_meets_every_kind_it_declares():
         assert met == set(info.kinds), info.slug
 
 
-@pytest.mark.slow
+@pytest.mark.weekly
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler (g++)")
 @pytest.mark.parametrize("case", cases(shapes=1, rooms=("linear",))[:1], ids=_name)
 def test_compiled_by_inductor(case):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import json
 import pkgutil
+import subprocess
 import sys
-import types
 from dataclasses import FrozenInstanceError, dataclass
 from typing import ClassVar
 
@@ -13,6 +14,7 @@ import pytest
 
 import toolkit
 from toolkit import LoRA, catalogue
+from toolkit.__main__ import main
 from toolkit.core import catalogue as module
 from toolkit.core.catalogue import PARTS, Info, entry, hyper, hyperparameters, validate
 
@@ -93,43 +95,206 @@ def test_defaults_are_valid_and_methods_are_frozen():
             method.anything = 1
 
 
-@pytest.fixture
-def extra_module(monkeypatch):
-    """Adds a module to the lowrank part for one test."""
+def test_what_is_read_is_what_the_classes_hold():
+    for e in catalogue():
+        assert e.info == e.method.info
+        assert e.class_name == e.method.__name__
+        assert e.hyperparameters == hyperparameters(e.method), e.slug
 
-    def add(name: str, *methods: type, imported: tuple[type, ...] = ()) -> None:
-        made = types.ModuleType(f"toolkit.lowrank.{name}")
-        for method in methods:
-            monkeypatch.setattr(method, "__module__", made.__name__)
-            setattr(made, method.__name__, method)
-        for method in imported:
-            setattr(made, method.__name__, method)
-        monkeypatch.setitem(sys.modules, made.__name__, made)
-        real = module._modules()
-        monkeypatch.setattr(module, "_modules", lambda: [*real, made.__name__])
-        module._entries.cache_clear()
+
+HEAD = """
+from dataclasses import dataclass
+from typing import ClassVar
+from toolkit.core.catalogue import Info, hyper
+"""
+METHOD = """
+@dataclass(frozen=True)
+class {name}{bases}:
+    rank: int = hyper(4, low=1, high=8, help="rank")
+    info: ClassVar[Info] = Info(
+        slug="{slug}", part="lowrank", title="Toy", arxiv="0000.00000", year=2020, equation="W",
+        acts_on="nothing", count="0", inference="none", colour="#123456",
+    )
+"""
+
+
+def method_text(name: str, slug: str, bases: str = "") -> str:
+    return METHOD.format(name=name, slug=slug, bases=bases)
+
+
+@pytest.fixture
+def extra_module(monkeypatch, tmp_path):
+    """Adds the source file of a module to the lowrank part for one test."""
+    import toolkit.lowrank as part
+
+    monkeypatch.setattr(part, "__path__", part.__path__)
+    part.__path__.append(str(tmp_path))
+    made = []
+
+    def add(name: str, text: str) -> None:
+        (tmp_path / f"{name}.py").write_text(HEAD + text)
+        importlib.invalidate_caches()
+        made.append(name)
+        module.forget()
 
     yield add
-    module._entries.cache_clear()
+    part.__path__.remove(str(tmp_path))
+    for name in made:
+        sys.modules.pop(f"toolkit.lowrank.{name}", None)
+        vars(part).pop(name, None)
+    module.forget()
 
 
-def test_a_new_module_is_picked_up(extra_module):
-    extra_module("toy", Toy)
-    assert entry("toy").method is Toy
+def test_a_new_module_is_picked_up_and_imported_on_demand(extra_module):
+    extra_module("toy", method_text("NewToy", "toy"))
     assert "toy" in [e.slug for e in catalogue()]
-    assert importlib.import_module("toolkit").Toy is Toy
+    assert entry("toy").hyperparameters[0].high == 8
+    assert "NewToy" in dir(toolkit)
+    assert "toolkit.lowrank.toy" not in sys.modules
+    assert importlib.import_module("toolkit").NewToy is entry("toy").method
+    assert "toolkit.lowrank.toy" in sys.modules
 
 
-def test_imported_methods_are_not_listed_again(extra_module):
-    extra_module("toy", Toy, imported=(LoRA,))
+def test_constants_bases_and_arithmetic_are_read_from_source(extra_module):
+    extra_module(
+        "toy",
+        "from toolkit.core.layers import KINDS as EVERY\n"
+        "from toolkit.lowrank.lora import LoRA\n"
+        "WAYS = ('a', 'b')\n"
+        "@dataclass(frozen=True)\n"
+        "class Base(LoRA):\n"
+        "    rank: int = hyper(2, low=1, high=2**4 - 1)\n"
+        "    mode: str = hyper('a', choices=(*WAYS, 'c'))\n"
+        + method_text("NewToy", "toy", "(Base)").replace("    rank: int", "    alpha: int")
+        + "    share: float | None = hyper(None, type=float, low=-1.0)\n",
+    )
+    read = entry("toy")
+    assert "toolkit.lowrank.toy" not in sys.modules
+    assert [h.name for h in read.hyperparameters] == [
+        *("rank", "alpha", "dropout", "rank_stabilised", "mode", "share")
+    ]
+    assert read.hyperparameters == hyperparameters(read.method)
+    assert read.hyperparameters[0].high == 15
+    extra_module("kinds", method_text("Kinds", "kinds").replace("arxiv", "kinds=EVERY, arxiv"))
+    assert "toolkit.lowrank.kinds" in module.broken()  # EVERY is imported in another module only
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        method_text("NewToy", "toy").replace("low=1", "low=max(0, 1)"),
+        method_text("NewToy", "toy").replace('"rank"', '"ra" + str("nk")'),
+        "facts = dict(help='rank')\n"
+        + method_text("NewToy", "toy").replace('help="rank"', "**facts"),
+        "def make(**facts):\n    return Info(**facts)\n"
+        + method_text("NewToy", "toy").replace("= Info(", "= make("),
+        "import toolkit.core.layers as layers\n"
+        + method_text("NewToy", "toy").replace("arxiv", "kinds=layers.KINDS, arxiv"),
+    ],
+    ids=["call", "sum of words", "unpacked", "maker", "attribute"],
+)
+def test_what_is_no_literal_is_imported_from_that_module_alone(extra_module, text):
+    extra_module("toy", text)
+    extra_module("other", method_text("Other", "other"))
+    assert entry("toy").hyperparameters == hyperparameters(entry("toy").method)
+    assert "toolkit.lowrank.toy" in sys.modules
+    assert "toolkit.lowrank.other" not in sys.modules
+
+
+def test_imported_methods_and_variants_are_not_listed_again(extra_module):
+    extra_module(
+        "toy",
+        "from toolkit.lowrank.lora import LoRA\n"
+        + method_text("NewToy", "toy")
+        + "class Variant(NewToy):\n    pass\n",
+    )
     assert [e.slug for e in catalogue()].count("lora") == 1
+    assert [e.slug for e in catalogue()].count("toy") == 1
+    with pytest.raises(AttributeError, match="python -m toolkit list"):
+        _ = toolkit.Variant
 
 
 def test_two_methods_of_one_slug_are_refused(extra_module):
-    twin = type("Twin", (), {"info": Info(slug="lora", part="lowrank", **COMMON)})
-    extra_module("twin", twin)
+    extra_module("twin", method_text("Twin", "lora"))
     with pytest.raises(RuntimeError, match="lora"):
         catalogue()
+
+
+DAMAGED = {
+    "syntax": ("class Damaged(:\n", SyntaxError),
+    "import": ("import no_such_package\n" + method_text("Damaged", "damaged"), ImportError),
+    "attribute": ("import math\nmath.nothing\n" + method_text("Damaged", "damaged"), ImportError),
+    "own": ("raise OSError('own')\n" + method_text("Damaged", "damaged"), OSError),
+    "declared": (method_text("Damaged", "damaged").replace("low=1", "low=nothing()"), NameError),
+    "field": (method_text("Damaged", "damaged").replace("low=1", "least=1"), TypeError),
+    "info": (method_text("Damaged", "damaged").replace("arxiv", "arxif"), TypeError),
+}
+
+
+@pytest.mark.parametrize(("text", "kind"), DAMAGED.values(), ids=DAMAGED)
+def test_a_broken_module_breaks_no_other_and_tells_its_own_error(extra_module, text, kind):
+    extra_module("damaged", text)
+    assert toolkit.LoRA is entry("lora").method is LoRA
+    assert len([e for e in catalogue() if e.slug != "damaged"]) >= 8
+    assert load_class("LoRAGGPO") is entry("lora_ggpo").method
+    with pytest.raises(kind) as caught:
+        load_class("Damaged")
+    assert "python -m toolkit list" not in str(caught.value)
+
+
+def load_class(name: str) -> type:
+    """What ``from toolkit import name`` gives."""
+    space: dict = {}
+    exec(f"from toolkit import {name}", space)
+    return space[name]
+
+
+@pytest.mark.parametrize("case", ["syntax", "declared", "field", "info"])
+def test_the_list_names_what_it_cannot_read(extra_module, capsys, case):
+    text, kind = DAMAGED[case]
+    extra_module("damaged", text)
+    assert list(module.broken()) == ["toolkit.lowrank.damaged"]
+    assert main(["list"]) == 1
+    shown = capsys.readouterr()
+    assert f"toolkit.lowrank.damaged cannot be read: {kind.__name__}" in shown.err
+    assert "\nadalora " in shown.out
+    assert main(["show", "damaged"]) == 2
+    assert "toolkit.lowrank.damaged cannot be read" in capsys.readouterr().err
+    assert main(["show", "lora"]) == 0
+
+
+def in_a_new_process(program: str) -> list:
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_listing_and_showing_import_no_method_and_no_torch():
+    assert (
+        in_a_new_process(
+            "import json, sys\n"
+            "from toolkit.__main__ import main\n"
+            "main(['list'])\n"
+            "main(['show', 'adalora'])\n"
+            f"parts = {PARTS}\n"
+            "heavy = [m for m in sys.modules if m in ('torch', 'numpy', 'pandas')\n"
+            "         or m.startswith(tuple(f'toolkit.{part}.' for part in parts))]\n"
+            "print(json.dumps(heavy))"
+        )
+        == []
+    )
+
+
+def test_a_method_is_imported_without_the_others():
+    loaded = in_a_new_process(
+        "import json, sys\n"
+        "from toolkit import LoRA\n"
+        "assert LoRA.__module__ == 'toolkit.lowrank.lora'\n"
+        f"parts = {PARTS}\n"
+        "print(json.dumps([m for m in sys.modules\n"
+        "    if m.startswith(tuple(f'toolkit.{part}.' for part in parts))]))"
+    )
+    assert loaded == ["toolkit.lowrank.lora"]
 
 
 @pytest.mark.parametrize(("wrong", "near"), [("adalor", "adalora"), ("lroa", "lora")])

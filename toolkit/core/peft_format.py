@@ -104,6 +104,23 @@ def save_peft(adapted: Adapted, folder: Any) -> None:
             os.replace(file, folder / file.name)
 
 
+def _method_of(folder: Path, kind: Any) -> type:
+    """The first method that writes adapters of that kind; a broken one hides no other."""
+    from toolkit.core.catalogue import catalogue
+
+    damaged = []
+    for e in catalogue():
+        try:
+            names = getattr(e.method, "peft", None)
+        except Exception as error:  # of that method's own module
+            damaged.append(f"{e.module} ({type(error).__name__}: {error})")
+            continue
+        if names is not None and names.kind == kind:
+            return e.method
+    hint = f"; these cannot be imported: {damaged}" if damaged else ""
+    raise ValueError(f"{folder}: adapters of type {kind!r} are not in the catalogue{hint}")
+
+
 def load_peft(model: nn.Module, folder: Any) -> Adapted:
     """Put an adapter that ``peft`` (or :func:`save_peft`) wrote on a plain base model, in place.
 
@@ -114,22 +131,12 @@ def load_peft(model: nn.Module, folder: Any) -> Adapted:
             then as it was.
     """
     from toolkit.core.adapted import adapt
-    from toolkit.core.catalogue import catalogue
     from toolkit.core.files import fill
 
     folder = Path(folder)
     config, tensors = _read(folder)
     kind = config.get("peft_type")
-    method_class = next(
-        (
-            e.method
-            for e in catalogue()
-            if getattr(e.method, "peft", None) and e.method.peft.kind == kind
-        ),
-        None,
-    )
-    if method_class is None:
-        raise ValueError(f"{folder}: adapters of type {kind!r} are not in the catalogue")
+    method_class = _method_of(folder, kind)
     names = method_class.peft
     _refuse_options(folder, config)
     method = method_class(

@@ -34,7 +34,8 @@ from toolkit.core.evidence.verdicts import (
     needed,
     verdict,
 )
-from toolkit.core.runs import Tuned, generator, seeds, tune
+from toolkit.core.runs.tuning import Tuned, tune
+from toolkit.core.seeds import generator, seeds
 
 __all__ = [
     "CLAIM_VERDICTS",

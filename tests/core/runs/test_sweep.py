@@ -23,11 +23,13 @@ import pandas as pd
 import pytest
 import torch
 
-from tests.core import sweep_job
-from toolkit.core import sweep as module
-from toolkit.core.sweep import code_version, collect, grid, sweep
+from tests.core.runs import sweep_job
+from toolkit.core import io
+from toolkit.core.runs import pool
+from toolkit.core.runs import sweep as module
+from toolkit.core.runs.sweep import code_version, collect, grid, sweep
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def same(left, right):
@@ -172,7 +174,7 @@ def test_a_write_that_fails_ends_the_sweep_and_leaves_no_half_file(store, monkey
 
     sweep(sweep_job.square, [{"x": 1}], store, n_jobs=1)
     before = sorted(path.name for path in store.glob("*.json*"))
-    monkeypatch.setattr(module.os, "replace", full)
+    monkeypatch.setattr(io.os, "replace", full)
     with pytest.raises(OSError, match="no space"):
         sweep(sweep_job.square, [{"x": 1}, {"x": 2}], store, n_jobs=1)
     names = {path.name for path in store.iterdir() if path.suffix != ".tries"}
@@ -246,7 +248,11 @@ def test_a_change_of_the_toolkit_is_named_and_counted(store, tmp_path, monkeypat
 
 def test_the_real_version_covers_the_toolkit_and_the_functions_own_file():
     files = module._files(sweep_job.square)
-    assert {"toolkit/__init__.py", "toolkit/core/sweep.py", "tests/core/sweep_job.py"} <= set(files)
+    assert {
+        "toolkit/__init__.py",
+        "toolkit/core/runs/sweep.py",
+        "tests/core/runs/sweep_job.py",
+    } <= set(files)
     assert code_version(sweep_job.square) == code_version(sweep_job.marked)
     assert code_version(sweep_job.square) != code_version(grid)
 
@@ -438,7 +444,7 @@ def test_by_default_there_is_a_process_per_core(monkeypatch):
             asked.append((n_jobs, rest["return_as"]))
             super().__init__(1, **rest)
 
-    monkeypatch.setattr(module.joblib, "Parallel", Spy)
+    monkeypatch.setattr(pool.joblib, "Parallel", Spy)
     sweep(sweep_job.square, [{"x": 1}])
     assert asked == [(-1, "generator_unordered")]
 
@@ -449,7 +455,8 @@ def test_by_default_there_is_a_process_per_core(monkeypatch):
 def test_a_sweep_goes_on_after_kill_9(store, marks):
     jobs = grid(x=list(range(12)), marks=str(marks), nap=0.3)
     program = (
-        "import sys, json; from tests.core import sweep_job; from toolkit.core.sweep import sweep; "
+        "import sys, json; from tests.core.runs import sweep_job; "
+        "from toolkit.core.runs.sweep import sweep; "
         "sweep(sweep_job.marked, json.loads(sys.argv[1]), sys.argv[2], n_jobs=2)"
     )
     command = [sys.executable, "-c", program, json.dumps(jobs), str(store)]
@@ -511,7 +518,7 @@ def test_what_ended_unheard_of_is_taken_from_the_store(store, marks, monkeypatch
                 function(*args, **rest)
             raise KilledWorker
 
-    monkeypatch.setattr(module.joblib, "Parallel", Mute)
+    monkeypatch.setattr(pool.joblib, "Parallel", Mute)
     table = sweep(sweep_job.marked, grid(x=[1, 2, 3], marks=str(marks)), store)
     assert table["value"].tolist() == [1 / 3, 2 / 3, 1]
     assert calls(marks) == 3
