@@ -92,14 +92,16 @@ CHEATS = {
 }
 
 
-@pytest.mark.parametrize("cheat", CHEATS)
-def test_a_claim_changed_after_measuring_is_late_and_stays_so(project, cheat):
+def test_a_claim_changed_after_measuring_is_late_and_stays_so(project):
     project.measure(claim())
     project.commit("Measure")
-    changed = project.measure(claim(**CHEATS[cheat]))
-    assert late(changed) == {"rank": True}
+    honest = (project.root / RESULTS).read_text()
+    for cheat, change in CHEATS.items():
+        project.write(RESULTS, honest)
+        assert late(project.measure(claim(**change))) == {"rank": True}, cheat
+        assert late(project.measure(claim(**change))) == {"rank": True}, cheat
     project.commit("Change the claim")
-    assert late(project.measure(claim(**CHEATS[cheat]))) == {"rank": True}
+    assert late(project.measure(claim(**change))) == {"rank": True}
     assert late(project.measure(claim())) == {"rank": True}  # what was late is not undone
 
 

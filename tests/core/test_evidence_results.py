@@ -3,6 +3,8 @@
 import json
 import math
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +37,18 @@ def put(folder, record):
 
 def holding(**changes):
     return evidence.judge(claim(**changes), {"digits": arms(3.0)})
+
+
+def test_importing_evidence_loads_nothing_heavy():
+    code = (
+        "import sys; from toolkit.core import evidence\n"
+        "heavy = {'scipy', 'pandas', 'matplotlib', 'sklearn', 'transformers'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
 
 
 # ---------------------------------------------------------------- loading
