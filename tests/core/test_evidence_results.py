@@ -225,6 +225,10 @@ def test_chances_of_several_conditions_are_bounds():
     same = dict.fromkeys(range(20), 50.0)
     untestable = evidence.judge(two, runs | {"words": evidence.Measured(same, same)}).record()
     assert ledger.claim_false_chance(untestable) == 0 == ledger.claim_missed_chance(untestable)
+    dead = {"control": {0: 1.0, 1: 1.5}, "nothing": {0: 1.0, 1: 1.2}}
+    failing = evidence.judge(two, runs | {"words": arms(3.0, sd=1.5, seed=1, **dead)}).record()
+    assert failing["conditions"][1]["sd"] > 0
+    assert ledger.claim_false_chance(failing) == 0 == ledger.claim_missed_chance(failing)
 
 
 @pytest.mark.parametrize("shared", [0.0, 1.0])
