@@ -6,8 +6,11 @@ READY := $(VENV)/.installed
 RUN := $(BIN)/python -m book.engine
 # chapters and tests set their own thread counts; this keeps the rest from oversubscribing cores
 export TOKENIZERS_PARALLELISM := false
+# tests run on all cores up to four, what belongs together in one process; WORKERS=0 for one alone
+WORKERS ?= logical
+TESTS := $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
 
-.PHONY: book record try verify models test lint check notebooks list bench serve course clean
+.PHONY: book record try verify models test lint check weekly notebooks list bench serve course clean
 
 book: $(READY) ## tell again what needs no measuring, render to _build/html
 	$(RUN) build
@@ -27,11 +30,14 @@ lint: $(READY)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
 check: $(READY)
-	$(BIN)/python -m pytest tests $(ARGS)
+	$(TESTS) tests $(ARGS)
+
+weekly: $(READY) ## what is too costly for every run: compilers, clusters, pairs of processes
+	TEST_BUDGETS=off $(TESTS) -m weekly tests $(ARGS)
 
 notebooks: $(READY) ## every chapter's source, run at ci
 	$(RUN) notebooks
-	TOOLKIT_SCALE=ci $(BIN)/python -m pytest -p no:cacheprovider --nbval-lax --nbval-cell-timeout 120 _build/ci
+	TOOLKIT_SCALE=ci OMP_NUM_THREADS=1 $(TESTS) --dist loadfile -p no:cacheprovider -p tests.budgets --nbval-lax --nbval-cell-timeout 120 _build/ci
 
 list: $(READY) ## whose numbers or page are stale, and why
 	$(RUN) list

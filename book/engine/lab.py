@@ -23,6 +23,7 @@ import psutil
 
 from book.engine.project import Chapter, EngineError, Project
 from toolkit.core.runs import code
+from toolkit.core.runs.results import digests_by_function
 
 STALE_SECONDS = 300
 KEPT_LINES = 40
@@ -56,18 +57,9 @@ def load(path: Path) -> dict[str, Any]:
     return found
 
 
-def functions(results: Mapping[str, Any]) -> dict[str, set[str]]:
-    """The job functions of a results file, each with the code digests of its jobs."""
-    found: dict[str, set[str]] = {}
-    for experiment in results.get("experiments", {}).values():
-        digests = {job["code"] for job in experiment["jobs"]}
-        found.setdefault(experiment["function"], set()).update(digests)
-    return found
-
-
 def same_code(results: Mapping[str, Any], tracer: code.Tracer) -> bool:
     """Whether every job was run by the code that is there now."""
-    for function, digests in functions(results).items():
+    for function, digests in digests_by_function(results).items():
         try:
             now = code.digest(tracer.of_name(function))
         except ValueError:

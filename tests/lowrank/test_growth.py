@@ -433,7 +433,7 @@ def test_gradients_are_checked():
         c.check_gradients(finite=False)
 
 
-@pytest.mark.slow
+@pytest.mark.weekly  # every run: tests/contracts/test_two_processes.py
 def test_what_is_born_stays_equal_on_two_processes(tmp_path):
     run_pair(Path(__file__).parent / "growing_pair.py", tmp_path)
     verdicts = json.loads((tmp_path / "verdicts.json").read_text())

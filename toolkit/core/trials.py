@@ -39,7 +39,7 @@ def run_all(
 
     from toolkit.core.runs.pool import Task, run_all
 
-    tasks = {str(i): Task(function, job, threads=1) for i, job in enumerate(jobs)}
+    tasks = {str(i): Task(function, job, threads=1, plain=False) for i, job in enumerate(jobs)}
     records = dict(run_all(tasks, processes))
     if labels is None:
         labels = [{k: v for k, v in j.items() if isinstance(v, int | float | str)} for j in jobs]

@@ -48,10 +48,12 @@ def main(arguments: argparse.Namespace) -> int:
     if arguments.stale:
         print(json.dumps(labs.stale(found, arguments.scale, folder)))
         return 0
+    # all workers of a cluster, unless told otherwise
+    jobs = arguments.jobs or (-1 if arguments.cluster else None)
     try:
         with _cluster(arguments.cluster):
             done = labs.measure(
-                found, arguments.scale, folder=folder, n_jobs=arguments.jobs,
+                found, arguments.scale, folder=folder, n_jobs=jobs,
                 look_only=arguments.judge,
             )  # fmt: skip
     except Missing as missing:
@@ -60,9 +62,9 @@ def main(arguments: argparse.Namespace) -> int:
     except JobsFailed as failed:
         print(f"error: {failed}", file=sys.stderr)
         return 1
-    jobs = sum(len(e["jobs"]) for e in done.document["experiments"].values())
+    runs = sum(len(e["jobs"]) for e in done.document["experiments"].values())
     print(
-        f"{arguments.slug} at {arguments.scale}: {jobs} runs, {done.ran} of them run now, "
+        f"{arguments.slug} at {arguments.scale}: {runs} runs, {done.ran} of them run now, "
         f"{done.seconds:.0f} s; {folder / f'{arguments.slug}.{arguments.scale}.json'}"
     )
     for claim in done.document["claims"]:

@@ -23,6 +23,7 @@ from toolkit.core import evidence
 from toolkit.core.runs import results
 from toolkit.core.runs.code import Tracer
 from toolkit.core.runs.code import digest as joined
+from toolkit.core.runs.jobs import function_name
 from toolkit.core.runs.measure import Missing, Runs, frame
 from toolkit.core.runs.provenance import provenance
 from toolkit.core.scale import Scale
@@ -240,7 +241,8 @@ def measure(
     if n_jobs is None:
         n_jobs = size.threads if size.name == "cpu" else 1
     if work is None and folder is not None:
-        work = folder / "work" / f"{lab.slug}.{size.name}"
+        # absolute, since workers of a cluster run in other folders
+        work = folder.resolve() / "work" / f"{lab.slug}.{size.name}"
     declared = evidence.declare(lab.claims)  # before anything runs: bad claims cost no run
     start = time.monotonic()
     options = {"folder": work, "n_jobs": n_jobs, "progress": progress, "look_only": look_only}
@@ -285,7 +287,15 @@ def judged(
         "declaration": declaration,
         "claims": [claim.record() for claim in claims],
         "facts": [fact.record() for fact in lab.facts(found)],
-        "judging": joined(tracer().of_function(lab.judge)),
+        "judging": _judging(lab),
+    }
+
+
+def _judging(lab: Lab) -> dict[str, str]:
+    """The function that judges, and the digest of its code."""
+    return {
+        "function": function_name(lab.judge),
+        "code": joined(tracer().of_function(lab.judge)),
     }
 
 
@@ -305,7 +315,7 @@ def stale(lab: Lab, scale: str, folder: Path) -> list[str]:
         evidence.declare(lab.claims).hash != before["declaration"]["hash"]
     ):
         return ["the declared claims changed"]
-    if before.get("judging") != joined(tracer().of_function(lab.judge)):
+    if before.get("judging") != _judging(lab):
         return ["the code that judges the claims changed"]
     kept = {name: len(e["jobs"]) for name, e in before["experiments"].items()}
     asked = {name: len(e["jobs"]) for name, e in document["experiments"].items()}

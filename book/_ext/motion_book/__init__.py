@@ -3,7 +3,10 @@ write themselves.
 
 - :mod:`motion_book.assets`: page scripts, styles, the chart runtime and MathJax, all local.
 - :mod:`motion_book.repository`: the repository's address, read from ``pyproject.toml``.
-    from motion_book import assets, beds, ledger, marks, repository, tables
+- :mod:`motion_book.marks`: a line on pages whose numbers were measured with earlier code.
+- :mod:`motion_book.tables`: the directive ``method-map``.
+- :mod:`motion_book.ledger`: the directive ``claims-ledger``.
+- :mod:`motion_book.beds`: the directive ``bed-tables``.
 """
 
 from __future__ import annotations

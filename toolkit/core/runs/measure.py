@@ -104,7 +104,7 @@ class Runs:
             for job in experiment["jobs"]:
                 source = sources[job["from"]]
                 if all(source.get(name) == self._now.get(name) for name in ENVIRONMENT):
-                    function = _pick(experiment["functions"], job["args"])
+                    function = results.function_of(experiment, job["args"])
                     name = (function, json.dumps(job["args"], sort_keys=True), job["code"])
                     found[name] = (job, job["from"])
         return found
@@ -343,10 +343,6 @@ class Runs:
             "tuning": self._tuning,
             "seeds": self._seeds,
         }
-
-
-def _pick(functions: Mapping[str, str], arguments: Mapping[str, Any]) -> str:
-    return functions.get("*") or functions.get(arguments.get("arm"), "")
 
 
 def frame(jobs: Sequence[Mapping[str, Any]]) -> Any:

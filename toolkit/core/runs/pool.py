@@ -39,6 +39,8 @@ class Task:
         threads: PyTorch threads while it runs; None leaves them as they are.
         caller: who started it, so that callers of one store count their tries apart.
         home: the caller's process, which must not be ended for a job's sake.
+        plain: whether arguments and results are made plain data, as a file takes it; without, they
+            stay the objects they are, in memory only.
     """
 
     function: Callable[..., Any]
@@ -49,6 +51,7 @@ class Task:
     threads: int | None = None
     caller: str = ""
     home: str = PROCESS
+    plain: bool = True
 
     @property
     def tries(self) -> Path | None:
@@ -123,7 +126,8 @@ def run(key: str, task: Task) -> tuple[str, dict[str, Any]]:
 
     def failed(error: str) -> dict[str, Any]:
         seconds = time.perf_counter() - start
-        return record_of(task.job, task.version, error=error, seconds=seconds)
+        job = task.job if task.plain else {}
+        return record_of(job, task.version, error=error, seconds=seconds)
 
     def last_words() -> None:
         error = failed(f"JobTimeout: its process was ended, past its limit of {task.limit:g} s")
@@ -137,8 +141,11 @@ def run(key: str, task: Task) -> tuple[str, dict[str, Any]]:
         with time_limit(task.limit, None if task.home == PROCESS else last_words):
             result = task.function(**task.job)
         seconds = time.perf_counter() - start
-        rows = rows_of(result, task.job)
-        record = record_of(task.job, task.version, rows=rows, seconds=seconds)
+        rows = rows_of(result, task.job) if task.plain else [result]
+        if task.plain:
+            record = record_of(task.job, task.version, rows=rows, seconds=seconds)
+        else:
+            record = {"status": "done", "error": None, "rows": rows, "seconds": seconds}
     except JobTimeout as caught:
         record = failed(f"JobTimeout: {caught}")
     except (Exception, SystemExit) as caught:  # sys.exit() in a job would end the caller too

@@ -7,10 +7,11 @@ are ``null``: strict JSON has none.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,50 @@ def _damaged(name: str, why: str) -> None:
     warnings.warn(
         f"{name} is damaged ({why}): what it held is measured again.", RuntimeWarning, stacklevel=3
     )
+
+
+def function_of(experiment: Mapping[str, Any], arguments: Mapping[str, Any]) -> str:
+    """The dotted name of the function that ran a job of an experiment; "" if it names none."""
+    functions = experiment["functions"]
+    return functions.get("*") or functions.get(arguments.get("arm"), "")
+
+
+def digests_by_function(document: Mapping[str, Any]) -> dict[str, set[str]]:
+    """Every function that gave numbers, or judged them, with the digests of the code it had."""
+    found: dict[str, set[str]] = {}
+    for experiment in document["experiments"].values():
+        for job in experiment["jobs"]:
+            found.setdefault(function_of(experiment, job["args"]), set()).add(job["code"])
+    if judging := document.get("judging"):
+        found.setdefault(judging["function"], set()).add(judging["code"])
+    return found
+
+
+def renewed(
+    document: Mapping[str, Any], definitions: Callable[[str], Mapping[str, str]]
+) -> dict[str, Any]:
+    """The same numbers under the code keys of today, for numbers that a comparison has cleared.
+
+    Args:
+        document: the results.
+        definitions: gives the definitions that a function of this dotted name can reach.
+    """
+    from toolkit.core.runs.code import digest as joined
+
+    new = copy.deepcopy(dict(document))
+    today = {name: dict(definitions(name)) for name in digests_by_function(document)}
+    digests = {name: joined(found) for name, found in today.items()}
+    codes = {}
+    for experiment in new["experiments"].values():
+        for job in experiment["jobs"]:
+            name = function_of(experiment, job["args"])
+            job["code"] = digests[name]
+            job["check"] = check(job)
+            codes[digests[name]] = today[name]
+    new["codes"] = dict(sorted(codes.items()))
+    if judging := new.get("judging"):
+        judging["code"] = digests[judging["function"]]
+    return new
 
 
 def text(document: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--scale", default="cpu", choices=("ci", "cpu", "gpu"))
     parser.add_argument("--seeds", type=int, default=8, help="how many; 8 unless said")
     parser.add_argument("--tune", action="store_true", help="search the learning rates instead")
+    parser.add_argument("--again", action="store_true", help="run what is in the results file too")
     parser.add_argument("--to", type=Path, default=Path("book/results/beds"), help="folder")
     chosen = parser.parse_args(arguments)
     if chosen.seeds < 2:
@@ -37,7 +39,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         reference.write(chosen.to / f"{stem}.json", found)
         reference.write(chosen.to / "times" / f"{stem}.json", seconds)
 
-    found, seconds = reference.measure(chosen.bed, chosen.scale, range(chosen.seeds), save)
+    # a job with the same arguments is kept: after a change of the code say --again
+    kept, path = [], chosen.to / f"{stem}.json"
+    if path.is_file() and not chosen.again:
+        (experiment,) = json.loads(path.read_text(encoding="utf-8"))["experiments"].values()
+        kept = experiment["jobs"]
+    seeds = range(chosen.seeds)
+    found, seconds = reference.measure(chosen.bed, chosen.scale, seeds, save, kept)
     print(reference.table(found, seconds).to_string(index=False))
     print()
     print(reference.differences(found).to_string(index=False))

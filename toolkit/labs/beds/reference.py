@@ -109,6 +109,7 @@ def measure(
     scale: str = "cpu",
     seeds: Sequence[int] = range(8),
     save: Callable[[dict[str, Any], dict[str, float]], None] | None = None,
+    kept: Sequence[dict[str, Any]] = (),
 ) -> tuple[dict[str, Any], dict[str, float]]:
     """Run every reference arm.
 
@@ -117,9 +118,12 @@ def measure(
         scale: "ci", "cpu" or "gpu".
         seeds: none of them a tuning seed.
         save: called after each seed with what is measured so far.
+        kept: jobs of an earlier measurement by the same code; a job with the same arguments is
+            taken from there.
 
     Returns:
-        The results as they are stored, and the mean seconds of a run by arm.
+        The results as they are stored, and the mean processor seconds of a run by arm, of the
+        jobs that ran.
 
     Raises:
         ValueError: an unknown bed, or a seed that rates were tuned with.
@@ -133,15 +137,17 @@ def measure(
     seconds: dict[str, float] = {}
     for seed in seeds:
         for job in jobs(name, scale, [seed]):
+            old = next((one for one in kept if one["args"] == job), None)
             begun = time.process_time()
-            done.append({"args": job, "record": module.adapt(**job), "error": None})
-            spent[job["arm"]].append(time.process_time() - begun)
+            done.append(old or {"args": job, "record": module.adapt(**job), "error": None})
+            if old is None:
+                spent[job["arm"]].append(time.process_time() - begun)
         found = {
             "schema": 2, "slug": f"beds/{name}", "scale": scale, "judged": module.JUDGED,
             "experiments": {name: {"function": f"{module.__name__}.adapt", "jobs": list(done)}},
             "seeds": {name: sorted({job["args"]["seed"] for job in done})},
         }  # fmt: skip
-        seconds = {arm: float(np.mean(taken)) for arm, taken in spent.items()}
+        seconds = {arm: float(np.mean(taken)) for arm, taken in spent.items() if taken}
         if save is not None:
             save(found, seconds)
     return found, seconds
@@ -171,7 +177,10 @@ def factor(n: int, power: float = 0.8, level: float = 0.05) -> float:
         shift = size * n**0.5
         return stats.nct.sf(edge, n - 1, shift) + stats.nct.cdf(-edge, n - 1, shift) - power
 
-    return float(optimize.brentq(missing, 1e-3, 20))
+    high = 0.5  # far above the answer the distribution function is not a number any more
+    while missing(high) < 0:
+        high *= 1.5
+    return float(optimize.brentq(missing, 1e-3, high))
 
 
 def measures(found: Mapping[str, Any]) -> dict[str, str]:
@@ -203,7 +212,7 @@ def table(found: Mapping[str, Any], seconds: Mapping[str, float] | None = None) 
             spread = values.std(ddof=1) if len(values) > 1 else float("nan")
             row[title] = f"{values.mean():.{digits}f}"
             row[f"deviation over seeds: {title}"] = f"{spread:.{digits}f}"
-        if seconds:
+        if seconds and arm in seconds:
             row["processor seconds a run"] = f"{seconds[arm]:.1f}"
         rows.append(row)
     return pd.DataFrame(rows)

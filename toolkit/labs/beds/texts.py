@@ -31,7 +31,7 @@ SIZES = {
 
 def load(scale: str = "cpu", seed: int = 0) -> text_beds.TextTask:
     """1,280 training sentences with as many of each label and 800 validation sentences, drawn anew
-    for every seed, and all 1,821 test sentences; at ``ci`` 20, 8 and 12 generated ones.
+    for every seed, and all 1,821 test sentences; at ``ci`` up to 20, 8 and 12 generated ones.
 
     Raises:
         ValueError: an unknown scale.
