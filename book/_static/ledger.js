@@ -27,6 +27,7 @@
       const label = document.createElement("label");
       const select = document.createElement("select");
       select.name = key;
+      select.setAttribute("aria-label", name);
       select.append(new Option("all", ""));
       for (const value of values) select.append(new Option(words[value] || value, value));
       select.addEventListener("change", () => apply(true));

@@ -45,7 +45,8 @@ def notebook(source: Source, project: Project) -> NotebookNode:
     for cell in (c for c in new.cells if c.cell_type == "code"):
         outputs = known.get(cell.source)
         if outputs is not None:
-            cell.outputs = outputs
+            # nbval takes outputs without a number for those of a cell that was never run
+            cell.outputs, cell.execution_count = outputs, 1
         else:  # there is nothing to compare with
             cell.source = cell.source.replace(COMMENT, "# not recorded yet")
             cell.metadata["tags"] = [tag for tag in tags(cell) if tag != COMPARED]

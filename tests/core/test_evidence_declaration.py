@@ -92,14 +92,16 @@ CHEATS = {
 }
 
 
-@pytest.mark.parametrize("cheat", CHEATS)
-def test_a_claim_changed_after_measuring_is_late_and_stays_so(project, cheat):
+def test_a_claim_changed_after_measuring_is_late_and_stays_so(project):
     project.measure(claim())
     project.commit("Measure")
-    changed = project.measure(claim(**CHEATS[cheat]))
-    assert late(changed) == {"rank": True}
+    honest = (project.root / RESULTS).read_text()
+    for cheat, change in CHEATS.items():
+        project.write(RESULTS, honest)
+        assert late(project.measure(claim(**change))) == {"rank": True}, cheat
+        assert late(project.measure(claim(**change))) == {"rank": True}, cheat
     project.commit("Change the claim")
-    assert late(project.measure(claim(**CHEATS[cheat]))) == {"rank": True}
+    assert late(project.measure(claim(**change))) == {"rank": True}
     assert late(project.measure(claim())) == {"rank": True}  # what was late is not undone
 
 
@@ -114,7 +116,8 @@ def test_a_claim_added_after_measuring_is_late_and_a_dropped_one_is_named(projec
 
 def test_changing_before_the_results_are_committed_is_found_in_the_file(project):
     project.measure(claim())
-    assert late(project.measure(claim(margin=0.9))) == {"rank": True}
+    for margin in (0.9, 0.9, 1.0):  # measuring again, or going back, does not undo it
+        assert late(project.measure(claim(margin=margin))) == {"rank": True}
 
 
 def test_deleting_the_results_and_measuring_again_does_not_help(project):

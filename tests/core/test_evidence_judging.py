@@ -59,7 +59,9 @@ def test_direction_and_starting_point():
     losses = arms(-3.0)
     assert judged(losses, better="less").verdict == "holds"
     assert part(judged(losses, better="less"))["estimate"] == pytest.approx(3.0)
-    assert judged(arms(-0.2), than=-3.0).verdict == "holds"  # at most 3 below
+    near = judged(arms(-0.2), than=-3.0)  # at most 2 below
+    assert near.verdict == "holds"
+    assert "counted from -3 points" in repr(evidence.ClaimsTable([near]))
     alone = Measured(dict(enumerate(values(72.0).tolist())))
     assert judged(alone, than=70.0).verdict == "holds"
     assert judged(alone, than=74.0, better="less").verdict == "holds"
@@ -179,6 +181,8 @@ def test_tuning_seeds_are_refused_in_the_other_arm_and_in_a_grid_too():
         Measured({0: 1.0}, {9: 1.0}, tuning_seeds=[9])
     with pytest.raises(ValueError, match=r"seeds \[9\] were tuned on"):
         Measured({0: 1.0}, {"a": {9: 1.0}}, tuning_seeds=[9])
+    with pytest.raises(ValueError, match=r"seeds \[9\] were tuned on"):
+        Measured({0: 1.0}, control={9: 1.0}, nothing={8: 1.0}, tuning_seeds=[9])
 
 
 def test_series_are_runs():

@@ -3,6 +3,8 @@
 import json
 import math
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +37,18 @@ def put(folder, record):
 
 def holding(**changes):
     return evidence.judge(claim(**changes), {"digits": arms(3.0)})
+
+
+def test_importing_evidence_loads_nothing_heavy():
+    code = (
+        "import sys; from toolkit.core import evidence\n"
+        "heavy = {'scipy', 'pandas', 'matplotlib', 'sklearn', 'transformers'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
 
 
 # ---------------------------------------------------------------- loading
@@ -134,7 +148,7 @@ def test_table_is_accessible_and_escapes():
     assert "&lt;narrow&gt;" in page
     assert re.search(r'data-label="Whose">our own question<', page)
     assert re.search(r'data-label="Where">not read<', page)
-    assert re.search(r'data-label="Margin">1 points<br><small>two pages', page)
+    assert re.search(r'data-label="Margin">1 point<br><small>two pages', page)
     assert "</span> refuted here</span>" in page
     assert "384 numbers" in page
     assert page.index("the paper") < page.index("the published code") < page.index("our own")
@@ -211,6 +225,10 @@ def test_chances_of_several_conditions_are_bounds():
     same = dict.fromkeys(range(20), 50.0)
     untestable = evidence.judge(two, runs | {"words": evidence.Measured(same, same)}).record()
     assert ledger.claim_false_chance(untestable) == 0 == ledger.claim_missed_chance(untestable)
+    dead = {"control": {0: 1.0, 1: 1.5}, "nothing": {0: 1.0, 1: 1.2}}
+    failing = evidence.judge(two, runs | {"words": arms(3.0, sd=1.5, seed=1, **dead)}).record()
+    assert failing["conditions"][1]["sd"] > 0
+    assert ledger.claim_false_chance(failing) == 0 == ledger.claim_missed_chance(failing)
 
 
 @pytest.mark.parametrize("shared", [0.0, 1.0])

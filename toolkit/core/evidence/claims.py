@@ -233,7 +233,7 @@ def check_power(part: Condition, margin: float) -> None:
 def _remedy(spread: float, room: float, margin: str, possible: bool) -> str:
     """Say which n makes the half-width smaller than the room there is, or which margin does."""
     n = next((n for n in range(LEAST, MOST + 1) if half_width(n, spread) < room), None)
-    ways = [f"n = {n}"] if room > 0 and n else []
+    ways = [f"n = {n}"] if n else []
     ways += [margin] if possible else []
     if not ways:
         return "No n and no margin would do: choose another quantity."

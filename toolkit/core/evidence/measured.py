@@ -63,7 +63,8 @@ class Measured:
         if self.control is not None:
             put("control", _runs(self.control, "control"))
             put("nothing", _runs(self.nothing, "nothing"))
-        shared = sorted(set(self.tuning_seeds) & self.seeds)
+        controls = {*(self.control or ()), *(self.nothing or ())}
+        shared = sorted(set(self.tuning_seeds) & (self.seeds | controls))
         if shared:
             raise ValueError(
                 f"seeds {shared} were tuned on and are reported: whatever was chosen fits them. "

@@ -33,6 +33,7 @@ from toolkit.core.evidence.intervals import Interval
 from toolkit.core.evidence.judging import blocks_disagree
 from toolkit.core.evidence.rules import NOTE, judge_earlier
 from toolkit.core.evidence.verdicts import NOT_TESTABLE, UNSTABLE, combine, verdict
+from toolkit.core.io import write_text
 
 EARLIER = 1
 SCALES = ("ci", "cpu", "gpu")
@@ -51,16 +52,8 @@ def write(record: Mapping[str, Any]) -> Path | None:
     folder = os.environ.get(RESULTS_VARIABLE)
     if not folder:
         return None
-    target = Path(folder) / f"{record['slug']}.{record['scale']}.json"
-    target.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    beside = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        beside.write_text(text, encoding="utf-8")
-        os.replace(beside, target)
-    finally:
-        beside.unlink(missing_ok=True)
-    return target
+    return write_text(Path(folder) / f"{record['slug']}.{record['scale']}.json", text)
 
 
 def plain(value: Any, where: str) -> Any:

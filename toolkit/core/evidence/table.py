@@ -133,6 +133,13 @@ def margin_text(claim: Mapping[str, Any]) -> str:
     return " ".join([f"{claim['margin']:g}", first, *rest]).strip()
 
 
+def quantity_text(claim: Mapping[str, Any]) -> str:
+    """Return what was measured, and from where the effect is counted if not from 0."""
+    than = claim.get("than") or 0
+    start = f"counted from {than:g} {claim['unit']}" if than else ""
+    return "; ".join(filter(None, (claim.get("quantity"), start)))
+
+
 def marks(claim: Mapping[str, Any]) -> list[str]:
     """Return what a reader must know of how a claim was declared: late, or not committed."""
     found = ["late: added or changed after the first measurement"] if claim["late"] else []
@@ -141,7 +148,8 @@ def marks(claim: Mapping[str, Any]) -> list[str]:
 
 def claim_cells(claim: Mapping[str, Any]) -> dict[str, str]:
     """Return one claim as HTML by column."""
-    text = _escape(claim["text"]) + _small(claim.get("quantity"), claim.get("note"), *marks(claim))
+    remarks = (quantity_text(claim), claim.get("note"), *marks(claim))
+    text = _escape(claim["text"]) + _small(*remarks)
     ours = []
     for line, remarks in found_lines(claim):
         shown = _escape(line)
@@ -274,6 +282,8 @@ class ClaimsTable:
                 lines.append(f"    all seeds together: {claim['pooled']}")
             source = "; ".join(filter(None, (owner_text(claim), where_text(claim))))
             lines.append(f"    source: {source}")
+            if quantity_text(claim):
+                lines.append(f"    effect: {quantity_text(claim)}")
             lines.append(f"    margin: {margin_text(claim)}")
             lines += [f"    {mark}" for mark in marks(claim)]
             for line, remarks in found_lines(claim):

@@ -79,6 +79,17 @@ def named(arm: str | Arm, rank: int = 8) -> Arm:
     return Arm(arm)
 
 
+def sizes_of(scale: str) -> str:
+    """The scale whose sizes are taken: ``gpu`` takes those of ``cpu``.
+
+    Raises:
+        ValueError: an unknown scale.
+    """
+    if scale not in ("ci", "cpu", "gpu"):
+        raise ValueError(f'scale: choose "ci", "cpu" or "gpu", got {scale!r}')
+    return "ci" if scale == "ci" else "cpu"
+
+
 def learn(
     model: nn.Module,
     arm: Arm,

@@ -69,9 +69,7 @@ def size(scale: str) -> Size:
     Raises:
         ValueError: an unknown scale.
     """
-    if scale not in ("ci", "cpu", "gpu"):
-        raise ValueError(f'scale: choose "ci", "cpu" or "gpu", got {scale!r}')
-    return SIZES["ci" if scale == "ci" else "cpu"]
+    return SIZES[arms.sizes_of(scale)]
 
 
 def numbers(text: str) -> Tensor:

@@ -18,7 +18,6 @@ from toolkit.core import beds, data, nets
 from toolkit.core.seeds import generator
 from toolkit.labs.beds import arms, bases
 from toolkit.labs.beds.arms import Arm
-from toolkit.labs.beds.characters import size as _known_scale
 
 NETS = ("vit", "cnn")
 SHIFTS = ("rotated", "inverted")
@@ -59,8 +58,7 @@ def size(scale: str) -> Size:
     Raises:
         ValueError: an unknown scale.
     """
-    _known_scale(scale)
-    return SIZES["ci" if scale == "ci" else "cpu"]
+    return SIZES[arms.sizes_of(scale)]
 
 
 class Parts(NamedTuple):

@@ -21,7 +21,6 @@ from toolkit.core import beds, data
 from toolkit.core.seeds import generator
 from toolkit.labs.beds import arms, bases, sounds
 from toolkit.labs.beds.arms import Arm
-from toolkit.labs.beds.characters import size as _known_scale
 from toolkit.labs.beds.networks import Sounds, build
 
 JUDGED = "log-loss (nats), accuracy (%)"
@@ -59,8 +58,7 @@ def size(scale: str) -> Size:
     Raises:
         ValueError: an unknown scale.
     """
-    _known_scale(scale)
-    return SIZES["ci" if scale == "ci" else "cpu"]
+    return SIZES[arms.sizes_of(scale)]
 
 
 class Recordings(NamedTuple):

@@ -16,7 +16,6 @@ from torch import nn
 from toolkit.core import text_beds
 from toolkit.labs.beds import arms
 from toolkit.labs.beds.arms import Arm
-from toolkit.labs.beds.characters import size as _known_scale
 
 JUDGED = "log-loss (nats), accuracy (%)"
 START = {"head": 1.6e-2, "lora": 4e-3, "full": 2.5e-4, "full_twice": 2.5e-4}
@@ -37,11 +36,9 @@ def load(scale: str = "cpu", seed: int = 0) -> text_beds.TextTask:
         ValueError: an unknown scale.
         toolkit.core.data.DataError, PretrainedError: data or model are nowhere to be found.
     """
-    _known_scale(scale)
-    sizes = dict(SIZES["ci" if scale == "ci" else "cpu"])
-    sizes.pop("test")
-    task = text_beds.text_task("sst2", seed=seed, test=1, **sizes)
-    return task._replace(test=_test(scale == "ci"))
+    sizes = SIZES[arms.sizes_of(scale)] | {"test": 1}  # the test part comes below
+    task = text_beds.text_task("sst2", seed=seed, **sizes)
+    return task._replace(test=_test(sizes["tiny"]))
 
 
 @functools.lru_cache(maxsize=2)
@@ -52,8 +49,7 @@ def _test(tiny: bool) -> text_beds.Sentences:
 
 def network(scale: str = "cpu") -> text_beds.UpperBlocks:
     """A fresh copy of the two upper blocks."""
-    _known_scale(scale)
-    return text_beds.upper_blocks(scale == "ci")
+    return text_beds.upper_blocks(arms.sizes_of(scale) == "ci")
 
 
 def train(
@@ -104,7 +100,7 @@ def train(
     alone = arm.part == "head"
     model, adapted, raw = text_beds.text_train(
         task, arm.method, rate, seed,
-        steps=max(1, round((steps or STEPS["ci" if scale == "ci" else "cpu"]) * arm.longer)),
+        steps=max(1, round((steps or STEPS[arms.sizes_of(scale)]) * arm.longer)),
         options=dict(arm.options), parts=parts, device=device, blocks=not alone, loss=True,
         head_rate=rate if alone else text_beds.HEAD_RATE,
     )  # fmt: skip
