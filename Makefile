@@ -10,10 +10,19 @@ export TOKENIZERS_PARALLELISM := false
 WORKERS ?= logical
 TESTS := $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
 
-.PHONY: book models test lint check weekly notebooks chapter list bench serve course clean
+.PHONY: book record try verify models test lint check weekly notebooks list bench serve course clean
 
-book: $(READY) ## run stale chapters, render to _build/html
-	$(RUN) build $(if $(SCALE),--scale $(SCALE))
+book: $(READY) ## tell again what needs no measuring, render to _build/html
+	$(RUN) build
+
+record: $(READY) ## make record NAME=adalora SCALE=cpu measures; FORCE=1 also what is fresh
+	$(RUN) record $(NAME) $(if $(SCALE),--scale $(SCALE)) $(if $(FORCE),--force)
+
+try: $(READY) ## make try NAME=adalora SCALE=ci runs it in a scratch folder and changes nothing
+	$(RUN) try $(NAME) $(if $(SCALE),--scale $(SCALE))
+
+verify: $(READY) ## make verify BASE=HEAD compares today's chapters with a commit's, exactly, at ci
+	$(RUN) verify $(NAME) --base $(or $(BASE),$(error name the commit to compare with: BASE=HEAD))
 
 test: lint check notebooks ## everything that must pass
 
@@ -26,13 +35,11 @@ check: $(READY)
 weekly: $(READY) ## what is too costly for every run: compilers, clusters, pairs of processes
 	TEST_BUDGETS=off $(TESTS) -m weekly tests $(ARGS)
 
-notebooks: $(READY) ## every recorded chapter again, at ci scale
-	TOOLKIT_SCALE=ci OMP_NUM_THREADS=1 $(TESTS) -p no:cacheprovider -p tests.budgets --nbval-lax --nbval-cell-timeout 120 book/notebooks
+notebooks: $(READY) ## every chapter's source, run at ci
+	$(RUN) notebooks
+	TOOLKIT_SCALE=ci OMP_NUM_THREADS=1 $(TESTS) --dist loadfile -p no:cacheprovider -p tests.budgets --nbval-lax --nbval-cell-timeout 120 _build/ci
 
-chapter: $(READY) ## make chapter NAME=adalora SCALE=cpu, with FORCE=1 to run a fresh one again
-	$(RUN) run $(NAME) $(if $(SCALE),--scale $(SCALE)) $(if $(FORCE),--force)
-
-list: $(READY) ## what is stale, and why
+list: $(READY) ## whose numbers or page are stale, and why
 	$(RUN) list
 
 bench: $(READY)

@@ -13,7 +13,7 @@ from benchmarks.timing import alternate, compare, emit
 from toolkit.core import nets
 from toolkit.core.lane_nets import lane
 from toolkit.core.lanes import Lane, train
-from toolkit.core.runs import generator
+from toolkit.core.seeds import generator
 
 Make = Callable[[torch.Generator], nn.Module]
 

@@ -14,7 +14,7 @@ from benchmarks.lanes import separate
 from benchmarks.timing import alternate, compare, emit
 from toolkit.core import data, stream
 from toolkit.core.lanes import Lane, stack
-from toolkit.core.runs import generator
+from toolkit.core.seeds import generator
 from toolkit.diagnose import longtail_bias as lt
 
 SGD = {"batch": 32, "schedule": "cosine", "weight_decay": 5e-4}

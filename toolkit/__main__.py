@@ -1,4 +1,4 @@
-"""``python -m toolkit``: list the methods, show one, or run one on a small task."""
+"""``python -m toolkit``: list the methods, show one, run one on a small task, or measure a lab."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 from typing import Any
 
 from toolkit.core.catalogue import Entry, Hyper, broken, catalogue, entry
+from toolkit.labs import command as lab_command
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -27,6 +28,9 @@ def main(arguments: list[str] | None = None) -> int:
     run.add_argument("--lr", type=float, default=5e-3)
     run.add_argument("--seed", type=int, default=0)
     run.set_defaults(do=do_run)
+    lab = commands.add_parser("lab", help="measure the experiments of a chapter")
+    lab_command.options(lab)
+    lab.set_defaults(do=lab_command.main)
     args = parser.parse_args(arguments)
     try:
         return args.do(args)

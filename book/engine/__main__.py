@@ -10,11 +10,11 @@ from pathlib import Path
 import joblib
 import psutil
 
-from book.engine import course, site
+from book.engine import course, marks, notebooks, site, trial, verify
 from book.engine.plan import RULES, Failure, Task, assess, cuda_available, without_gpu
 from book.engine.progress import report
 from book.engine.project import EngineError, Project, check_scale
-from book.engine.schedule import Budget, run_tasks
+from book.engine.schedule import Budget, run_tasks, stopping
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -50,18 +50,22 @@ def parser() -> argparse.ArgumentParser:
         new.set_defaults(command=function)
         return new
 
-    for name, function, words in (
-        ("run", run, "execute the stale chapters"),
-        ("build", build, "execute the stale chapters, then render the site to _build/html"),
-    ):
-        new = command(name, function, words, RULES)
-        _run_options(new)
-        if name == "run":
-            new.add_argument("--list", action="store_true", help="show what is stale and why")
-        else:
-            new.add_argument("--all", action="store_true", help="render every page anew")
-    listing = command("list", show, "show what is stale and why", RULES)
-    _chapter_options(listing)
+    recording = command("record", record, "measure what is stale and tell its pages", RULES)
+    _chapter_options(recording)
+    _run_options(recording)
+    building = command("build", build, "tell what needs no measuring, render to _build/html", RULES)
+    _run_options(building)
+    building.add_argument("--all", action="store_true", help="render every page anew")
+    trying = command("try", attempt, "run chapters in a scratch folder and change nothing")
+    _chapter_options(trying, force=False)
+    _limit_options(trying)
+    checking = command("verify", check, "compare a commit's chapters with today's, exactly, at ci")
+    checking.add_argument("names", nargs="*", metavar="NAME", help="chapters; default all")
+    checking.add_argument("--base", required=True, metavar="COMMIT", help="commit to compare with")
+    _limit_options(checking)
+    listing = command("list", show, "show what is stale, numbers and pages, and why", RULES)
+    listing.add_argument("names", nargs="*", metavar="NAME", help="chapters (slugs); default all")
+    command("notebooks", rehearsal, "write today's chapters to _build/ci, to be run by nbval")
     rendering = command("render", render, "render the recorded pages to _build/html")
     rendering.add_argument("--all", action="store_true", help="render every page anew")
     command("course", make_course, "write student and instructor notebooks to _build/course")
@@ -70,14 +74,14 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def _chapter_options(new: argparse.ArgumentParser) -> None:
+def _chapter_options(new: argparse.ArgumentParser, *, force: bool = True) -> None:
     new.add_argument("names", nargs="*", metavar="NAME", help="chapters (slugs); default all")
     new.add_argument("--scale", type=_scale, metavar="SCALE", help="ci, cpu or gpu")
-    new.add_argument("--force", action="store_true", help="run fresh chapters too")
+    if force:
+        new.add_argument("--force", action="store_true", help="run fresh chapters too")
 
 
 def _run_options(new: argparse.ArgumentParser) -> None:
-    _chapter_options(new)
     cores = joblib.cpu_count()
     new.add_argument(
         "--jobs",
@@ -97,6 +101,10 @@ def _run_options(new: argparse.ArgumentParser) -> None:
         metavar="GIB",
         help="GPU memory for all at once; default 90%% of what is free",
     )
+    _limit_options(new)
+
+
+def _limit_options(new: argparse.ArgumentParser) -> None:
     new.add_argument(
         "--cell-timeout", type=_positive, metavar="S", help="default 300 at ci, 1800 at cpu and gpu"
     )
@@ -138,18 +146,20 @@ def _amount(word: str) -> float:
     return value
 
 
-def run(project: Project, options: argparse.Namespace) -> int:
-    """``run``: execute what is stale; 1 when a chapter failed."""
-    if options.list:
-        return show(project, options)
-    failures = _execute(project, options)
+def record(project: Project, options: argparse.Namespace) -> int:
+    """``record``: measure what is stale; 1 when a chapter failed."""
+    chapters = project.select(options.names)
+    if options.scale == "gpu" and not cuda_available():
+        raise EngineError("--scale gpu needs a GPU that PyTorch sees; use --scale cpu here")
+    chosen = {"scale": options.scale, "force": options.force, "measure": True}
+    failures = _execute(project, options, *assess(project, chapters, **chosen))
     report(failures, print)
     return 1 if failures else 0
 
 
 def build(project: Project, options: argparse.Namespace) -> int:
-    """``build``: execute what is stale and render, also when a chapter failed."""
-    failures = _execute(project, options)
+    """``build``: tell what needs no measuring and render, also when a chapter failed."""
+    failures = _execute(project, options, *assess(project, project.select([])))
     try:
         render(project, options)
     finally:
@@ -157,11 +167,9 @@ def build(project: Project, options: argparse.Namespace) -> int:
     return 1 if failures else 0
 
 
-def _execute(project: Project, options: argparse.Namespace) -> list[Failure]:
-    chapters = project.select(options.names)
-    if options.scale == "gpu" and not cuda_available():
-        raise EngineError("--scale gpu needs a GPU that PyTorch sees; use --scale cpu here")
-    tasks, failures = assess(project, chapters, scale=options.scale, force=options.force)
+def _execute(
+    project: Project, options: argparse.Namespace, tasks: list[Task], failures: list[Failure]
+) -> list[Failure]:
     on_gpu = any(t.scale == "gpu" and t.action == "record" for t in tasks)
     gpu_memory = options.gpu_memory or 0.0
     if on_gpu and not cuda_available():
@@ -184,14 +192,45 @@ def _execute(project: Project, options: argparse.Namespace) -> list[Failure]:
     )
     if not any(t.action != "keep" for t in tasks):
         print(f"{len(tasks)} chapters looked at, nothing to run")
-    return failures + run_tasks(tasks, project, budget, print, options.force)
+    return failures + run_tasks(tasks, project, budget, print, getattr(options, "force", False))
+
+
+def attempt(project: Project, options: argparse.Namespace) -> int:
+    """``try``: run in scratch folders, say what would differ; 1 when a chapter failed."""
+    if options.scale == "gpu" and not cuda_available():
+        raise EngineError("--scale gpu needs a GPU that PyTorch sees; use --scale cpu here")
+    tasks, failures = assess(project, project.select(options.names))
+    with stopping() as stop:
+        failures += trial.run(project, tasks, options.scale, _alone(options), stop, print)
+    report(failures, print)
+    return 1 if failures else 0
+
+
+def check(project: Project, options: argparse.Namespace) -> int:
+    """``verify``: 1 when anything differed or failed."""
+    with stopping() as stop:
+        chapters = project.select(options.names)
+        rows = verify.run(project, chapters, options.base, _alone(options), stop, print)
+    print(verify.table(rows))
+    return 1 if any(row.bad for row in rows) else 0
+
+
+def _alone(options: argparse.Namespace) -> Budget:
+    """The whole machine for one chapter at a time."""
+    return Budget(
+        jobs=1,
+        memory=0.0,
+        gpu_memory=0.0,
+        cores=joblib.cpu_count(),
+        cell_timeout=options.cell_timeout,
+        timeout=options.timeout,
+        grace=options.grace,
+    )
 
 
 def show(project: Project, options: argparse.Namespace) -> int:
-    """``list``: each chapter, the scale of its page, and why it is stale."""
-    tasks, failures = assess(
-        project, project.select(options.names), scale=options.scale, force=options.force
-    )
+    """``list``: each chapter, its scale, and why its numbers or its page are stale."""
+    tasks, failures = assess(project, project.select(options.names))
     width = max((len(c.name) for c in project.chapters.values()), default=0)
     for task in tasks:
         print(f"{task.chapter.name:{width}}  {_state(task)}")
@@ -203,17 +242,29 @@ def show(project: Project, options: argparse.Namespace) -> int:
 
 
 def _state(task: Task) -> str:
-    page = f"page at {task.recorded['scale']}" if task.recorded else "no page"
-    if task.note or not task.reasons:
-        return f"fresh ({page})" + (f"; {task.note}" if task.note else "")
-    does = "its text will be refreshed" if task.action == "refresh" else f"to run at {task.scale}"
-    return f"stale ({page}, {does}): {'; '.join(task.reasons)}"
+    if task.recorded is None and not task.page:
+        return f"no page: {'; '.join(task.numbers)}"
+    scale = task.recorded["scale"] if task.recorded else f"no page, {task.scale}"
+    verified = (task.recorded or {}).get("verified")
+    words = [
+        f"{what} {'stale (' + '; '.join(reasons) + ')' if reasons else 'fresh'}"
+        for what, reasons in (("numbers", task.numbers), ("page", task.page))
+    ]
+    return f"{scale}: {', '.join(words)}" + (f"; verified on {verified}" if verified else "")
+
+
+def rehearsal(project: Project, options: argparse.Namespace) -> int:
+    """``notebooks``: write ``_build/ci``."""
+    notebooks.write_all(project, print)
+    return 0
 
 
 def render(project: Project, options: argparse.Namespace) -> int:
     """``render``: the site from the pages as they are."""
+    kept = marks.note(project)
     first = site.render(project, print, everything=options.all)
     print(f"open {first.as_uri()}\n  or run `python -m book.engine serve`")
+    marks.tell(kept, print)
     return 0
 
 

@@ -1,7 +1,7 @@
 """The key of a page: everything its outputs depend on, part by part.
 
-A page stores the parts it was recorded with. A page whose parts, computed anew for its scale and
-device class, are the same is fresh; otherwise the parts that differ say why it is stale.
+A page stores the parts it was recorded with. The parts that differ from those computed anew, for
+the same scale and device class, say what is stale: numbers, page or both (see ``plan``).
 """
 
 from __future__ import annotations
@@ -15,11 +15,15 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from book.engine.project import EngineError, Project
+from book.engine.project import PACKAGE, EngineError, Project
 from book.engine.source import Source, tags
-from book.engine.trace import PACKAGE, Tracer
+from toolkit.core.runs import code
+from toolkit.core.runs.provenance import PACKAGES
 
-FORMAT = 1  # raise it when the engine starts to make different pages from the same parts
+FORMAT = 2  # raise it when the engine starts to make different pages from the same parts
+PARTS = ("cells", "code", "constraints", "data", "device", "format", "scale", "text")
+NUMBERS = ("constraints", "data", "device", "scale")  # parts on which measuring itself depends
+SHOWN = 4  # changed definitions that a message names
 DATA_PROGRAM = (
     "import json, sys; from toolkit.core.data import hashes; "
     "print(json.dumps(hashes(sys.argv[1:]), sort_keys=True))"
@@ -31,7 +35,7 @@ def device_class(scale: str) -> str:
 
 
 def parts(
-    source: Source, project: Project, scale: str, tracer: Tracer, data: Mapping[str, Any]
+    source: Source, project: Project, scale: str, tracer: code.Tracer, data: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The parts of a chapter's key at one scale.
 
@@ -39,24 +43,33 @@ def parts(
         source: the chapter as read.
         project: where it lies.
         scale: ``ci``, ``cpu`` or ``gpu``.
-        tracer: finds the toolkit modules it uses.
+        tracer: finds the definitions its cells reach.
         data: hashes by name, at least of the data sets the chapter declares.
     """
-    code = [[c.source, "raises-exception" in tags(c)] for c in source.code]
     text = [["code" if c.cell_type == "code" else c.source, tags(c)] for c in source.run]
     links = [source.settings.paper, source.settings.code, project.repository]
-    modules = tracer.modules(cell.source for cell in source.code)
-    constraints = project.root / "constraints.txt"
     return {
-        "cells": _hash(code),
+        "cells": cells(source),
         "text": _hash([text, links]),
-        "toolkit": {path: _file_hash(project.root / path) for path in modules},
-        "constraints": _file_hash(constraints) if constraints.is_file() else "",
+        "code": tracer.of_source(cell.source for cell in source.code),
+        "constraints": pins(project.root),
         "data": {name: _hash(data[name]) for name in source.settings.data},
         "scale": scale,
         "device": device_class(scale),
         "format": FORMAT,
     }
+
+
+def cells(source: Source) -> str:
+    """Hash of the code cells."""
+    return _hash([[c.source, "raises-exception" in tags(c)] for c in source.code])
+
+
+def pins(root: Path) -> str:
+    """Hash of the lines of ``constraints.txt`` for packages that numbers depend on."""
+    file = root / "constraints.txt"
+    lines = file.read_text(encoding="utf-8").split() if file.is_file() else []
+    return _hash(sorted(p for p in lines if p.lower().partition("==")[0] in PACKAGES))
 
 
 def digest(parts: Mapping[str, Any]) -> str:
@@ -65,24 +78,39 @@ def digest(parts: Mapping[str, Any]) -> str:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]:
-    """What changed between two sets of parts: the part's name and a few words."""
+    """What changed between two sets of parts: the part's name and a few words.
+
+    A page of format 1 knew the files its code lay in, not the definitions, and all pins as one:
+    both count as changed by the part ``format``.
+    """
     found: dict[str, str] = {}
+    former = old.get("format") != FORMAT
     for name, value in new.items():
         before = old.get(name)
-        if before == value:
+        if before == value or (name in ("code", "constraints") and former):
             continue
-        if isinstance(value, dict):
+        if name == "code":
+            found[name] = shortened(code.differences(before, value))
+        elif name == "data":
             words = _mapping_differences(before if isinstance(before, dict) else {}, value)
-            found[name] = f"{name}: {', '.join(words)}"
-        elif name in ("scale", "device", "format"):
+            found[name] = f"data: {', '.join(words)}"
+        elif name == "format":
+            found[name] = "recorded before code was keyed by definition"
+        elif name in ("scale", "device"):
             found[name] = f"{name}: {before} -> {value}"
         else:
             found[name] = {
                 "cells": "code cells changed",
                 "text": "text changed",
-                "constraints": "constraints.txt changed",
+                "constraints": "versions of packages changed",
             }[name]
     return found
+
+
+def shortened(words: list[str]) -> str:
+    """The first changes, and how many more there are."""
+    more = f" and {len(words) - SHOWN} more" if len(words) > SHOWN else ""
+    return ", ".join(words[:SHOWN]) + more
 
 
 def _mapping_differences(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
@@ -101,7 +129,9 @@ def data_hashes(project: Project, names: Iterable[str]) -> dict[str, Any]:
     names = sorted(set(names))
     if not names:
         return {}
-    if not (project.root / PACKAGE / "core" / "data.py").is_file():
+    if not any(
+        (project.root / PACKAGE / "core" / f).is_file() for f in ("data.py", "data/__init__.py")
+    ):
         raise EngineError(
             f"data sets {', '.join(names)} are declared, but {PACKAGE}/core/data.py, which knows "
             "their hashes, does not exist"
@@ -127,6 +157,6 @@ def _hash(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:20]
 
 
-def _file_hash(path: Path) -> str:
+def file_hash(path: Path) -> str:
     # Line endings do not count: git may write them either way.
     return hashlib.sha256(path.read_bytes().replace(b"\r\n", b"\n")).hexdigest()[:20]

@@ -1,4 +1,4 @@
-"""Deciding which chapters to run, at which scale, and why."""
+"""Deciding what to do with each chapter, and why: its numbers and its page are stale apart."""
 
 from __future__ import annotations
 
@@ -7,20 +7,24 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from book.engine import key
+from book.engine import key, lab
 from book.engine.project import SCALES, Chapter, EngineError, Project
 from book.engine.source import Source, read
-from book.engine.trace import Tracer
+from toolkit.core.runs.code import Tracer
 
 RULES = """\
-which scale is run:
-  Without --scale a stale chapter is recorded again at the scale of its page, and at ci if it has
-  no page yet. A stale page of scale gpu is kept, and said so, where there is no GPU.
+what is stale:
+  Numbers are stale when the code, the data or the packages they were measured with have changed,
+  a page when its cells, its text, the code of its views or the results it tells from have. A
+  chapter without a lab measures in its own cells: there a changed cell makes its numbers stale.
+
+what is run:
+  `build` measures nothing. It tells a lab's page again whose numbers are fresh, refreshes text
+  where only prose changed, keeps every page whose numbers are stale and marks it when rendered.
+  `record` measures. Without --scale it keeps the scale of the page, and takes ci if there is none.
   With --scale a chapter whose page has that scale or a smaller one is brought to that scale. A
-  fresh page of a larger scale is kept (the page is the largest scale run so far) unless --force
-  is given; a stale page of a larger scale is replaced, because you asked for this scale.
-  Results belong to the page: those of the page's former scale are removed with it.
-  If only prose changed, the text is replaced and the recorded outputs stay; nothing runs."""
+  fresh page of a larger scale is kept unless --force is given; a stale one is replaced, because
+  you asked for this scale. Results belong to the page: those of its former scale are removed."""
 
 
 @dataclass
@@ -55,8 +59,10 @@ class Task:
     """A chapter and what to do with it.
 
     Args:
-        action: ``record`` (run it), ``refresh`` (only its text changed) or ``keep``.
-        reasons: why it is stale, in words; empty when fresh.
+        action: ``record`` (measure and tell), ``tell`` (run a lab's page over its results),
+            ``refresh`` (only its text changed) or ``keep``.
+        numbers: why its numbers are stale, in words; empty when fresh.
+        page: why its page is stale, in words; empty when fresh.
         note: why a stale or smaller request is not followed, in words.
     """
 
@@ -64,7 +70,8 @@ class Task:
     scale: str
     parts: dict[str, Any]
     action: str = "keep"
-    reasons: list[str] = field(default_factory=list)
+    numbers: list[str] = field(default_factory=list)
+    page: list[str] = field(default_factory=list)
     note: str = ""
     recorded: dict[str, Any] | None = None
 
@@ -84,10 +91,19 @@ def recorded(chapter: Chapter) -> tuple[dict[str, Any] | None, str]:
         return None, "never recorded"
     except (ValueError, KeyError, TypeError):
         return None, "page cannot be read"
-    results = provenance.get("results")
-    if results and not chapter.results(provenance["scale"]).is_file():
-        return None, f"{chapter.results(provenance['scale']).name} is missing"
     return provenance, ""
+
+
+def parted(chapter: Chapter, page: dict[str, Any]) -> str:
+    """Whether a page and its results belong together: '' or what is wrong, in words."""
+    told, file = page.get("results"), chapter.results(page["scale"])
+    if not told:
+        return ""
+    if not file.is_file():
+        return f"{file.name} is missing"
+    if isinstance(told, dict) and told["sha256"] != lab.sha256(file):
+        return f"{file.name} is not the one the page was told from"
+    return ""
 
 
 def assess(
@@ -96,6 +112,7 @@ def assess(
     *,
     scale: str | None = None,
     force: bool = False,
+    measure: bool = False,
 ) -> tuple[list[Task], list[Failure]]:
     """What to do with each chapter; chapters that cannot be read come back as failures.
 
@@ -104,6 +121,7 @@ def assess(
         chapters: which.
         scale: the scale asked for, None for the scale of each page.
         force: run whether or not it is needed.
+        measure: whether stale numbers may be measured again.
     """
     tasks: list[Task] = []
     failures: list[Failure] = []
@@ -116,10 +134,17 @@ def assess(
     for source in sources:
         try:
             data = key.data_hashes(project, source.settings.data) if every is None else every
+            task = _stale(project, source, tracer, data, scale)
         except EngineError as error:
             failures.append(_unreadable(source.chapter, error))
             continue
-        tasks.append(_task(project, source, tracer, data, scale, force))
+        if measure:
+            _to_record(task, scale, force)
+            if task.scale != task.parts["scale"]:
+                task.parts = key.parts(source, project, task.scale, tracer, data)
+        else:
+            _to_build(task)
+        tasks.append(task)
     return tasks, failures
 
 
@@ -138,32 +163,76 @@ def _unreadable(chapter: Chapter, error: EngineError) -> Failure:
     return Failure(chapter.name, message, kept=chapter.page.is_file())
 
 
-def _task(
-    project: Project, source: Source, tracer: Tracer, data: dict, scale: str | None, force: bool
-) -> Task:
-    page, missing = recorded(source.chapter)
-    if page is None:
-        target = scale or "ci"
-        parts = key.parts(source, project, target, tracer, data)
-        return Task(source, target, parts, "record", [missing])
-    parts = key.parts(source, project, page["scale"], tracer, data)
-    changed = key.differences(page["parts"], parts)
-    task = Task(source, page["scale"], parts, "keep", list(changed.values()), recorded=page)
-    order = SCALES.index
-    if force or (scale and order(scale) > order(page["scale"])):
-        task.action, task.scale = "record", scale or page["scale"]
-        if task.scale != page["scale"]:
-            task.reasons.append(f"scale: {page['scale']} -> {task.scale}")
-        task.reasons = task.reasons or ["forced"]
-    elif set(changed) == {"text"}:
-        task.action = "refresh"
-    elif changed:
-        task.action, task.scale = "record", scale or page["scale"]
-    elif scale and scale != page["scale"]:
-        task.note = f"the page is fresh at the larger scale {page['scale']}; --force replaces it"
-    if task.scale != page["scale"]:
-        task.parts = key.parts(source, project, task.scale, tracer, data)
+def _stale(project: Project, source: Source, tracer: Tracer, data: dict, scale: str | None) -> Task:
+    """What is stale about a chapter's numbers and its page, at the scale the page has."""
+    chapter = source.chapter
+    page, missing = recorded(chapter)
+    at = page["scale"] if page else scale or _measured(chapter) or "ci"
+    parts = key.parts(source, project, at, tracer, data)
+    task = Task(source, at, parts, recorded=page)
+    changed = key.differences(page["parts"], parts) if page else {}
+    apart = parted(chapter, page) if page else ""
+    if chapter.lab is None:
+        task.numbers = [missing] if missing else [w for k, w in changed.items() if k != "text"]
+        task.numbers += [apart] if apart else []
+        task.page = [changed["text"]] if "text" in changed else []
+        return task
+    task.page = [missing] if missing else [w for k, w in changed.items() if k not in key.NUMBERS]
+    task.page += [apart] if apart else []
+    if not chapter.results(at).is_file():
+        task.numbers = [f"never measured at {at}"]
+        return task
+    task.numbers = [w for k, w in changed.items() if k in key.NUMBERS]
+    edited = page is None or not changed.keys().isdisjoint({"code", "format", "cells"})
+    if edited or not lab.same_code(lab.load(chapter.results(at)), tracer):
+        task.numbers += lab.stale_reasons(project, chapter, at)  # slow, so only where it may be
     return task
+
+
+def _measured(chapter: Chapter) -> str | None:
+    """The largest scale a lab was measured at."""
+    found = [s for s in SCALES if chapter.results(s).is_file()] if chapter.lab else []
+    return found[-1] if found else None
+
+
+def _to_build(task: Task) -> None:
+    """What may be done without measuring."""
+    only_text = task.page == ["text changed"]
+    cells_kept = task.recorded and task.recorded["parts"].get("cells") == task.parts["cells"]
+    if task.chapter.lab and task.page and not task.numbers:
+        task.action = "refresh" if only_text else "tell"
+    elif cells_kept and "text changed" in task.page:
+        task.action = "refresh"  # the words are new, the outputs stay what they were
+    elif task.recorded is None:
+        why = (task.page or task.numbers)[0]
+        task.note = f"{why}; `make record NAME={task.chapter.slug}` measures it"
+
+
+def _to_record(task: Task, scale: str | None, force: bool) -> None:
+    """What to do when stale numbers may be measured again."""
+    held, order = (task.recorded["scale"] if task.recorded else None), SCALES.index
+    larger = scale and held and order(scale) > order(held)
+    if force or larger or task.numbers or (held is None and task.chapter.lab is None):
+        task.action, task.scale = "record", scale or task.scale
+        if held and task.scale != held:
+            task.numbers.append(f"scale: {held} -> {task.scale}")
+        task.numbers = task.numbers or ["forced"]
+    elif task.page:
+        task.action = "refresh" if task.page == ["text changed"] else "tell"
+    elif scale and scale != held:
+        task.note = f"the page is fresh at the larger scale {held}; --force replaces it"
+
+
+def mark(task: Task) -> str:
+    """The line a kept page of stale numbers carries under its title; '' for none."""
+    if not task.numbers or task.recorded is None:
+        return ""
+    commit = task.recorded.get("commit") or ""
+    where = f"commit {commit[:9]}; " if commit else ""
+    return (
+        f"Its numbers were measured with earlier code ({where}what changed: "
+        f"{'; '.join(task.numbers)})."
+    )
 
 
 def without_gpu(tasks: Iterable[Task]) -> None:
@@ -173,7 +242,7 @@ def without_gpu(tasks: Iterable[Task]) -> None:
             task.action = "keep"
             task.note = (
                 "stale, but its page was recorded at gpu and there is no GPU here; the page is "
-                f"kept (`run {task.chapter.slug} --scale cpu` replaces it)"
+                f"kept (`record {task.chapter.slug} --scale cpu` replaces it)"
             )
 
 

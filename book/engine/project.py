@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import difflib
-import os
 import re
-import tempfile
 import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from toolkit.core.io import write_text
+
 SCALES = ("ci", "cpu", "gpu")
+PACKAGE = "toolkit"
 
 
 class EngineError(Exception):
@@ -48,6 +49,17 @@ class Chapter:
 
     def results(self, scale: str) -> Path:
         return self.root / "book" / "results" / f"{self.slug}.{scale}.json"
+
+    def times(self, scale: str) -> Path:
+        """When and how long the results were measured; beside them, since it is never the same."""
+        return self.root / "book" / "results" / "times" / f"{self.slug}.{scale}.json"
+
+    @property
+    def lab(self) -> Path | None:
+        """The file that measures what the chapter tells; None when the chapter itself measures."""
+        folder = self.root / PACKAGE / "labs" / self.part
+        files = (folder / f"{self.slug}.py", folder / self.slug / "__init__.py")
+        return next((file for file in files if file.is_file()), None)
 
     @property
     def scratch(self) -> Path:
@@ -165,21 +177,10 @@ def check_scale(word: str) -> str:
 
 def write(path: Path, text: str) -> None:
     """Write a file whole or not at all: beside it first, then moved into place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, beside = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(beside, 0o644)  # mkstemp makes private files; pages are for all
-        os.replace(beside, path)
-    except BaseException:
-        Path(beside).unlink(missing_ok=True)
-        raise
+    write_text(path, text)
 
 
 def sweep_leftovers(path: Path) -> None:
     """Remove what a killed run left beside ``path``. Call it with the chapter's lock held."""
-    for left in path.parent.glob(f".{path.name}.*.part"):
+    for left in path.parent.glob(f".{path.name}.*"):
         left.unlink(missing_ok=True)

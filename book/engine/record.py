@@ -109,7 +109,7 @@ def _titled(
 
 
 def provenance_text(chapter: Chapter, provenance: Mapping[str, Any], repository: str) -> str:
-    """Badges and one line: scale, device, versions, date, duration and seeds."""
+    """Badges and one line: scale, device, versions, dates, duration and seeds."""
     badges = []
     links = provenance.get("links", {})
     if paper := links.get("paper"):
@@ -128,12 +128,12 @@ def provenance_text(chapter: Chapter, provenance: Mapping[str, Any], repository:
         f"scale **{provenance['scale']}**",
         provenance["device_name"],
         ", ".join(versions),
-        provenance["date"],
+        f"recorded on {provenance['date']}",
+        f"verified on {provenance['verified']}" if provenance.get("verified") else "",
         _duration(provenance["seconds"]),
+        _seeds(provenance.get("seeds") or []),
     ]
-    if seeds := provenance.get("seeds"):
-        facts.append(f"{seeds} seed{'s' if seeds > 1 else ''}")
-    line = f"*Recorded run:* {' · '.join(facts)}"
+    line = f"*Recorded run:* {' · '.join(filter(None, facts))}"
     return "\n\n".join([" · ".join(badges), line] if badges else [line])
 
 
@@ -145,12 +145,37 @@ def today() -> str:
     return datetime.datetime.now(datetime.UTC).date().isoformat()
 
 
-def seed_count(results: Path | None) -> int:
-    """How many seeds a results file tells of; 0 without a file or without seeds."""
+def _seeds(counts: int | Sequence[int]) -> str:
+    """How many seeds, or from how many to how many where experiments differ."""
+    known = [counts] if isinstance(counts, int) else counts
+    if not any(known):
+        return ""
+    low, high = min(known), max(known)
+    return f"{low} to {high} seeds" if low < high else f"{low} seed{'s' if low > 1 else ''}"
+
+
+def seed_counts(results: Path | None) -> list[int]:
+    """The fewest and the most seeds of an experiment in a results file; [] where none are told."""
     if results is None:
-        return 0
-    seeds = json.loads(results.read_text(encoding="utf-8")).get("seeds", 0)
-    return len(seeds) if isinstance(seeds, list) else int(seeds)
+        return []
+    seeds = json.loads(results.read_text(encoding="utf-8")).get("seeds", [])
+    if isinstance(seeds, dict):  # by experiment, in blocks
+        counts = [sum(_length(block) for block in blocks) for blocks in seeds.values()]
+        return [min(counts), max(counts)] if counts else []
+    return [_length(seeds) if isinstance(seeds, list) else int(seeds)]
+
+
+def _length(block: Any) -> int:
+    return len(block) if isinstance(block, list) else 1
+
+
+def measured_dates(times: Path) -> dict[str, Any]:
+    """When a lab's numbers were recorded and verified, and how long they took, where it is told."""
+    if not times.is_file():
+        return {}
+    told = json.loads(times.read_text(encoding="utf-8"))
+    names = {"recorded": "date", "verified": "verified", "seconds": "seconds"}
+    return {name: told[key] for key, name in names.items() if told.get(key)}
 
 
 def clean(outputs: list[list[dict]], project: Project, scratch: str) -> list[list[dict]]:

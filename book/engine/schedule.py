@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import shutil
 import signal
 import threading
 import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import filelock
@@ -20,6 +21,7 @@ from book.engine.project import EngineError, Project
 from book.engine.record import SIZE_LIMIT
 from book.engine.watch import Limits, Stopped
 
+MEASURING = threading.Lock()  # a lab uses all cores by itself: one at a time
 CELL_SECONDS = {"ci": 300, "cpu": 1800, "gpu": 1800}
 CHAPTER_SECONDS = {"ci": 900, "cpu": 7200, "gpu": 7200}
 
@@ -83,7 +85,7 @@ def run_tasks(
     progress, stop = Progress(todo, say), threading.Event()
     running: dict[Future, Task] = {}
     failures: list[Failure] = []
-    with _stopping(stop), ThreadPoolExecutor(budget.jobs, thread_name_prefix="chapter") as pool:
+    with stopping(stop), ThreadPoolExecutor(budget.jobs, thread_name_prefix="chapter") as pool:
         try:
             while todo or running:
                 for task in list(todo):
@@ -151,12 +153,15 @@ def _one(
                 refresh_chapter(current, project)
                 progress.line(f"{name}: text refreshed, recorded outputs kept")
                 return None
-            failure = record_chapter(
-                current, project, limits, lambda k: progress.cell(name, k), stop
-            )
+            cell = functools.partial(progress.cell, name)
+            measures = current.chapter.lab and current.action == "record"
+            if measures:
+                progress.line(f"{name}: its lab measures at {current.scale}")
+            with MEASURING if measures else contextlib.nullcontext():
+                failure = record_chapter(current, project, limits, cell, stop)
             progress.line(f"{name}: FAILED" if failure else _recorded_line(current))
             return failure
-    except Stopped:
+    except (Stopped, KeyboardInterrupt):
         return None
     except Exception as error:  # the trouble of one chapter must not end the others
         text = "" if isinstance(error, EngineError) else traceback.format_exc()
@@ -168,7 +173,8 @@ def _one(
 
 def _recorded_line(task: Task) -> str:
     size = task.chapter.page.stat().st_size
-    line = f"{task.chapter.name}: recorded at {task.scale}, {size / 1000:.0f} kB"
+    done = "recorded" if task.action == "record" else "told again"
+    line = f"{task.chapter.name}: {done} at {task.scale}, {size / 1000:.0f} kB"
     if size > SIZE_LIMIT:
         line += f"; WARNING: over {SIZE_LIMIT // 1000} kB, make its figures lighter"
     return line
@@ -176,13 +182,16 @@ def _recorded_line(task: Task) -> str:
 
 def _again(task: Task, project: Project, force: bool) -> Task:
     """The task as it stands after another engine held the chapter."""
-    tasks, failures = assess(project, [task.chapter], scale=task.scale, force=force)
+    measure = task.action == "record"
+    scale = task.scale if measure else None
+    chapters = [task.chapter]
+    tasks, failures = assess(project, chapters, scale=scale, force=force, measure=measure)
     if failures:
         raise EngineError(failures[0].message)
     return tasks[0]
 
 
-@contextmanager
+@contextlib.contextmanager
 def _locked(task: Task, progress: Progress, stop: threading.Event) -> Iterator[bool]:
     """Hold the chapter's lock; yields whether another engine had to be waited for."""
     path = task.chapter.lock
@@ -204,14 +213,15 @@ def _locked(task: Task, progress: Progress, stop: threading.Event) -> Iterator[b
         lock.release()
 
 
-@contextmanager
-def _stopping(stop: threading.Event) -> Iterator[None]:
-    """Let an ordinary kill end the chapters' processes as Ctrl-C does."""
+@contextlib.contextmanager
+def stopping(stop: threading.Event | None = None) -> Iterator[threading.Event]:
+    """Let an ordinary kill end the chapters' processes as Ctrl-C does: it sets ``stop``."""
+    stop = stop or threading.Event()
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield stop
         return
     before = signal.signal(signal.SIGTERM, lambda *_: stop.set())
     try:
-        yield
+        yield stop
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -24,6 +24,7 @@ from book.engine.plan import Task
 from book.engine.project import Project
 
 ENGINE_HOME = Path(__file__).resolve().parents[2]
+WORKER = Path(__file__).with_name("worker.py")
 THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
     "MKL_NUM_THREADS",
@@ -52,6 +53,28 @@ class Limits:
     grace: float = 20.0
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a run keeps its files.
+
+    Args:
+        scratch: working folder, emptied by whoever owns it.
+        results: folder that results are written to, or read from.
+        tell: whether the chapter may only read results, not measure.
+        home: a folder to put before all others that Python imports from; None for none.
+    """
+
+    scratch: Path
+    results: Path
+    tell: bool = False
+    home: Path | None = None
+
+    @classmethod
+    def inside(cls, scratch: Path, told: Path | None = None, home: Path | None = None) -> Place:
+        """A place whose results lie in the scratch folder, or which tells those in ``told``."""
+        return cls(scratch, told or scratch / "results", told is not None, home)
+
+
 class Stopped(Exception):
     """The engine was asked to stop while the chapter ran."""
 
@@ -60,15 +83,17 @@ def run_chapter(
     task: Task,
     project: Project,
     limits: Limits,
+    place: Place,
     progress: Callable[[int], None],
     stop: threading.Event,
 ) -> dict[str, Any]:
     """Execute a chapter in a process of its own and return what it gave.
 
     Args:
-        task: what to run; its scratch folder holds ``cwd`` and ``results``.
-        project: where.
+        task: what to run.
+        project: whose toolkit it imports.
         limits: time and threads.
+        place: where it works and keeps its results.
         progress: called with the number of the code cell that starts.
         stop: when set, the run is ended and :class:`Stopped` raised.
 
@@ -77,7 +102,7 @@ def run_chapter(
     """
     sockets = tempfile.mkdtemp(prefix="pim-")  # addresses of IPC sockets must be short
     try:
-        return _supervise(task, project, limits, progress, stop, sockets)
+        return _supervise(task, project, limits, place, progress, stop, sockets)
     finally:
         shutil.rmtree(sockets, ignore_errors=True)
 
@@ -86,11 +111,14 @@ def _supervise(
     task: Task,
     project: Project,
     limits: Limits,
+    place: Place,
     progress: Callable[[int], None],
     stop: threading.Event,
     sockets: str,
 ) -> dict[str, Any]:
-    scratch = task.chapter.scratch
+    scratch = place.scratch
+    (scratch / "cwd").mkdir(parents=True, exist_ok=True)
+    place.results.mkdir(parents=True, exist_ok=True)
     notebook = scratch / "chapter.ipynb"
     notebook.write_text(record.text_of(record.prepared(task.source, project.repository)), "utf-8")
     job = {
@@ -111,9 +139,10 @@ def _supervise(
     with open(scratch / "log", "wb") as log, os.fdopen(read_end, "rb", buffering=0) as events:
         try:
             process = subprocess.Popen(
-                [sys.executable, "-m", "book.engine.worker", scratch / "job.json", str(write_end)],
+                # by its path, not as a module: the project may hold an engine of another time
+                [sys.executable, "-P", WORKER, scratch / "job.json", str(write_end)],
                 cwd=scratch / "cwd",
-                env=_environment(project, scratch, limits.threads),
+                env=_environment(project, place, limits.threads),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -133,17 +162,19 @@ def _supervise(
     return json.loads(result.read_text(encoding="utf-8"))
 
 
-def _environment(project: Project, scratch: Path, threads: int) -> dict[str, str]:
-    env = {k: v for k, v in os.environ.items() if k not in ("TOOLKIT_SCALE", "MPLBACKEND")}
-    paths = [str(project.root), str(ENGINE_HOME), env.get("PYTHONPATH", "")]
+def _environment(project: Project, place: Place, threads: int) -> dict[str, str]:
+    dropped = ("TOOLKIT_SCALE", "TOOLKIT_TELL", "MPLBACKEND")
+    env = {k: v for k, v in os.environ.items() if k not in dropped}
+    paths = [str(place.home or ""), str(project.root), str(ENGINE_HOME), env.get("PYTHONPATH", "")]
     return {
         **env,
         **dict.fromkeys(THREAD_VARIABLES, str(threads)),
+        **({"TOOLKIT_TELL": "1"} if place.tell else {}),
         "PYTHONPATH": os.pathsep.join(dict.fromkeys(p for p in paths if p)),
         "PYTHONHASHSEED": "0",
         "JUPYTER_PREFER_ENV_PATH": "1",  # the kernel of this environment, not of the user's home
         "TOKENIZERS_PARALLELISM": "false",
-        "TOOLKIT_RESULTS": str(scratch / "results"),
+        "TOOLKIT_RESULTS": str(place.results),
     }
 
 

@@ -1,6 +1,7 @@
 """One chapter in a process of its own: papermill runs it, events go back through a pipe.
 
-Started by :mod:`book.engine.watch` as ``python -m book.engine.worker <job.json> <pipe>``. The pipe
+Started by :mod:`book.engine.watch` as ``python -P worker.py <job.json> <pipe>``, so it imports
+nothing of the engine. The pipe
 carries one JSON object a line: ``{"cell": k}`` when code cell k starts. What the run gave is
 written to ``result.json`` in the chapter's scratch folder.
 """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -49,6 +50,73 @@ TOOLKIT = {
     "toolkit/alpha/two.py": "from .one import One\nclass Two(One):\n    value = 2\n",
 }
 PYPROJECT = '[project]\nname = "toy"\n[project.urls]\nRepository = "https://github.com/us/toy"\n'
+LAB_COMMAND = '''
+    """``python -m toolkit lab SLUG --scale SCALE [--stale]``, as the real one behaves."""
+    import importlib, json, os, sys
+    from pathlib import Path
+    from toolkit.core.runs import results
+    from toolkit.core.runs.code import Tracer, digest
+
+    slug, scale, stale = sys.argv[2], sys.argv[4], "--stale" in sys.argv
+    lab = importlib.import_module(f"toolkit.labs.alpha.{slug}")
+    file = Path(os.environ["TOOLKIT_RESULTS"]) / f"{slug}.{scale}.json"
+    old = json.loads(file.read_text()) if file.is_file() else {"experiments": {}}
+    known = {
+        (name, json.dumps(job["args"])): job
+        for name, experiment in old["experiments"].items()
+        for job in experiment["jobs"]
+    }
+    tracer, codes, experiments, reasons = Tracer(Path.cwd()), {}, {}, []
+    for name, function, args in lab.jobs(scale):
+        definitions = tracer.of_function(function)
+        codes[digest(definitions)] = definitions
+        job = known.get((name, json.dumps(args)))
+        if job is None or job["code"] != digest(definitions):
+            reasons.append(f"{name}: to measure")
+            if not stale:
+                with open(Path.cwd() / f"{slug}.jobs", "a") as count:
+                    count.write("x")
+                record = function(**args)
+                job = {"args": args, "record": record, "error": None, "code": digest(definitions)}
+                job["check"] = results.check(job)
+        dotted = f"{function.__module__}.{function.__name__}"
+        experiment = experiments.setdefault(name, {"functions": {"*": dotted}, "jobs": []})
+        experiment["jobs"].append(job)
+    if stale:
+        print(json.dumps(reasons))
+    else:
+        found = {"schema": 2, "slug": slug, "scale": scale, "codes": codes,
+                 "experiments": experiments, "seeds": {n: [[0, 1]] for n in experiments}}
+        file.write_text(results.text(found))
+    '''
+LAB = """
+    from toolkit.alpha.one import One
+
+    def slow(seed):
+        return {"score": seed + One.value}
+
+    def quick(seed):
+        return {"score": seed * 2}
+
+    def jobs(scale):
+        count = {"ci": 2, "cpu": 3, "gpu": 4}[scale]
+        for function in (slow, quick):
+            for seed in range(count):
+                yield function.__name__, function, {"seed": seed}
+
+    def view(found):
+        jobs = found["experiments"]["slow"]["jobs"]
+        return "mean " + str(sum(job["record"]["score"] for job in jobs) / len(jobs))
+    """
+VIEW = (
+    "import json, os\nfrom toolkit.labs.alpha.one import view",
+    """
+    assert os.environ.get("TOOLKIT_TELL") == "1"
+    with open(os.environ["TOOLKIT_RESULTS"] + f"/one.{SCALE}.json") as file:
+        found = json.load(file)
+    print(view(found))
+    """,
+)
 HEAD = """\
 ---
 {front}
@@ -71,10 +139,14 @@ class Toy:
 
     Args:
         root: an empty folder.
+        like: a project to start from, so that what many tests need is recorded once.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, like: Toy | None = None) -> None:
         self.root = root
+        if like is not None:
+            shutil.copytree(like.root, root)
+            return
         for path, text in TOOLKIT.items():
             self.write(path, _dedent(text))
         self.write("constraints.txt", "torch==0\n")
@@ -85,6 +157,51 @@ class Toy:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text, encoding="utf-8")
         return file
+
+    def edit(self, path: str, old: str, new: str) -> None:
+        """Replace words of a file that are there."""
+        text = (self.root / path).read_text(encoding="utf-8")
+        assert old in text
+        self.write(path, text.replace(old, new))
+
+    def lab(self, text: str = LAB) -> None:
+        """Give chapter ``one`` a lab, and the toolkit the command that runs it."""
+        self.write("toolkit/labs/__init__.py", "")
+        self.write("toolkit/labs/alpha/__init__.py", "")
+        self.write("toolkit/labs/alpha/one.py", _dedent(text))
+        self.write("toolkit/__main__.py", _dedent(LAB_COMMAND))
+        for name in (
+            "io.py",
+            "runs/code.py",
+            "runs/code_index.py",
+            "runs/results.py",
+            "runs/jobs.py",
+        ):
+            text = (REPOSITORY / "toolkit/core" / name).read_text(encoding="utf-8")
+            self.write(f"toolkit/core/{name}", text)
+        self.write("toolkit/core/runs/__init__.py", "")
+        self.chapter("one", *VIEW)
+
+    def jobs(self, slug: str = "one") -> int:
+        """How many jobs the lab has run in this project's folder."""
+        file = self.root / f"{slug}.jobs"
+        return len(file.read_text()) if file.is_file() else 0
+
+    def commit(self) -> str:
+        """Commit all of it; returns the commit."""
+
+        def git(*words: str) -> str:
+            command = ["git", "-c", "user.name=a", "-c", "user.email=a@example.org", *words]
+            done = subprocess.run(command, cwd=self.root, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+            return done.stdout.strip()
+
+        if not (self.root / ".git").is_dir():
+            git("init", "-q")
+            self.write(".gitignore", "_build/\n*.count\n*.jobs\n__pycache__/\n")
+        git("add", "-A")
+        git("commit", "-q", "--allow-empty", "-m", "a state")
+        return git("rev-parse", "HEAD")
 
     def chapter(
         self,

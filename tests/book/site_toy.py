@@ -14,6 +14,7 @@ import nbformat
 import pandas as pd
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
+from tests.book import ledger_toy
 from toolkit.core import evidence, show
 from toolkit.core.controls import controls
 
@@ -80,20 +81,16 @@ def explorer() -> show.Explorer:
     )
 
 
-def claims() -> evidence.Claims:
-    """Four claims, one for each verdict."""
-    made = evidence.Claims("lora", "ci", seeds=[0, 1, 2])
-    numbers = [("up", 0.4, 0.9), ("part", 0.05, 0.9), ("open", -0.4, 0.3), ("down", -0.9, -0.4)]
-    for name, low, high in numbers:
-        made.judge(
-            name,
-            f"A claim that the numbers answer with {name}, in a sentence of its own.",
-            "+0.7 points (Table 2)",
-            evidence.Interval((low + high) / 2, low, high, 3),
-            evidence.above(0, margin=0.2),
-            unit="points",
-        )
-    return made
+def claims() -> list[evidence.Judged]:
+    """Four claims, one for each of four verdicts."""
+    words = ("holds", "direction only", "open", "refuted here")
+    return [ledger_toy.judged(word, seed) for seed, word in enumerate(words)]
+
+
+def results(scale: str) -> dict:
+    """A results file with these claims."""
+    made = [one.record() for one in claims()]
+    return {"schema": 2, "slug": "lora", "scale": scale, "claims": made, "facts": []}
 
 
 def curve(rank: int, rate: float):
@@ -138,7 +135,7 @@ def notebook() -> nbformat.NotebookNode:
                 outputs=[new_output("stream", text=", ".join(map(str, range(200))) + "\n")],
             ),
             new_markdown_cell("## Claims"),
-            cell("display(claims.table())", page(claims().table()._repr_html_())),
+            cell("display(claims.table())", page(evidence.ClaimsTable(claims())._repr_html_())),
             cell("display(wide)", page(wide.to_html())),
             new_markdown_cell("## Play"),
             cell("display(moving)", moving._repr_mimebundle_()),
@@ -171,11 +168,15 @@ def make(root: Path, home: str = HOME) -> Path:
     (book / "notebooks" / "lowrank").mkdir(parents=True)
     nbformat.write(notebook(), book / "notebooks" / "lowrank" / "lora.ipynb")
     (book / "results").mkdir()
-    record = claims().record()
-    (book / "results" / "lora.ci.json").write_text(json.dumps(record))
-    (book / "results" / "lora.gpu.json").write_text(json.dumps(record | {"scale": "gpu"}))
+    for scale in ("ci", "gpu"):
+        (book / "results" / f"lora.{scale}.json").write_text(json.dumps(results(scale)))
+    ledger_toy.write(book / "many", book / "chapters")
+    (book / "many.md").write_text(
+        "# A full ledger\n\n```{claims-ledger}\n:folder: book/many\n```\n"
+    )
     (root / "_toc.yml").write_text(
         "format: jb-book\nroot: book/intro\nchapters:\n- file: book/map\n- file: book/ledger\n"
+        "- file: book/many\n"
         "- file: book/notebooks/lowrank/lora\n"
     )
     return root

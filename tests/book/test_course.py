@@ -134,7 +134,7 @@ def test_the_instructor_sees_the_recorded_outputs(tmp_path: Path) -> None:
     toy = Toy(tmp_path)
     toy.write("toolkit/core/exercise.py", Path(exercise.__file__).read_text(encoding="utf-8"))
     source = fixture(toy)
-    toy.engine("run")
+    toy.engine("record")
     chapter = Chapter("alpha", "one", toy.root)
     teacher = course.instructor(read(chapter), Project(toy.root))
     outputs = {c.source: c.outputs for c in teacher.cells if c.cell_type == "code"}

@@ -10,8 +10,8 @@ from book.engine.key import differences, parts
 from book.engine.plan import assess
 from book.engine.project import EngineError, Project
 from book.engine.source import read
-from book.engine.trace import Tracer
 from tests.book.engine_toy import Toy
+from toolkit.core.runs.code import Tracer
 
 
 @pytest.fixture
@@ -20,53 +20,6 @@ def toy(tmp_path: Path) -> Toy:
 
 
 ONE = "toolkit/alpha/one.py"
-TWO = "toolkit/alpha/two.py"
-
-
-def methods(toy: Toy, *cells: str) -> set[str]:
-    found = Tracer(toy.root).modules(cells)
-    return {path for path in found if path.startswith("toolkit/") and "__init__" not in path}
-
-
-@pytest.mark.parametrize(
-    ("code", "expected"),
-    [
-        ("import numpy", set()),
-        ("import toolkit", set()),
-        ("from toolkit import adapt", {"toolkit/core/adapted.py", "toolkit/core/layers.py"}),
-        ("import toolkit as t\nt.adapt()", {"toolkit/core/adapted.py", "toolkit/core/layers.py"}),
-        ("from toolkit import One", {ONE}),
-        ("from toolkit import Two", {TWO, ONE}),
-        ("import toolkit\ntoolkit.Two()", {TWO, ONE}),
-        ("import toolkit\ntoolkit.alpha.one.One()", {ONE}),
-        ("import toolkit.alpha.one", {ONE}),
-        ("from toolkit.alpha.two import Two", {TWO, ONE}),
-        ("from toolkit.alpha import one", {ONE}),
-        ("from toolkit.core import show", {"toolkit/core/show.py", "toolkit/core/layers.py"}),
-        ("from toolkit import core\ncore.layers.WIDTH", {"toolkit/core/layers.py"}),
-        ("%matplotlib inline\n!ls\ndef f():\n    from toolkit import One", {ONE}),
-        ("import importlib\nimportlib.import_module('toolkit.alpha.one')", {ONE}),
-        ("from toolkit import catalogue", {"toolkit/core/catalogue.py", ONE, TWO}),
-        ("import toolkit\ntoolkit.catalogue()", {"toolkit/core/catalogue.py", ONE, TWO}),
-        ("from toolkit.core.catalogue import entry", {"toolkit/core/catalogue.py", ONE, TWO}),
-        ("from toolkit.core.catalogue import Info", {"toolkit/core/catalogue.py"}),
-        ("this is not Python", set()),
-    ],
-)
-def test_imports_are_traced_to_the_files_that_define(toy: Toy, code: str, expected: set) -> None:
-    assert methods(toy, code) == expected
-
-
-def test_a_core_module_that_reads_the_catalogue_does_not_depend_on_all_methods(toy: Toy) -> None:
-    toy.write("toolkit/core/show.py", "from toolkit.core.catalogue import catalogue\n")
-    assert methods(toy, "from toolkit.core import show") == {
-        "toolkit/core/show.py",
-        "toolkit/core/catalogue.py",
-    }
-
-
-def test_star_import_depends_on_everything_there(toy: Toy) -> None:
-    assert methods(toy, "from toolkit.alpha import *") == {ONE, TWO}
 
 
 def key_parts(toy: Toy, slug: str, scale: str = "ci") -> dict:
@@ -85,17 +38,17 @@ def test_each_part_of_the_key_answers_to_its_own_cause(toy: Toy) -> None:
         return differences(before, key_parts(toy, "one"))
 
     toy.write("constraints.txt", "torch==1\n")
-    assert changed() == {"constraints": "constraints.txt changed"}
+    assert changed() == {"constraints": "versions of packages changed"}
+    toy.write("constraints.txt", "torch==0\npytest==1\n")
+    assert changed() == {}, "numbers do not depend on it"
     toy.write("constraints.txt", "torch==0\n")
     toy.write("toolkit/alpha/two.py", "class Two: pass\n")
     assert changed() == {}, "the chapter does not use Two"
-    toy.write(ONE, "class One: value = 5\n")
-    assert changed() == {"toolkit": f"toolkit: {ONE} changed"}
-    toy.write(ONE, "from toolkit.core.layers import WIDTH\nclass One: value = 1\n")
-    assert changed()["toolkit"] == (
-        f"toolkit: {ONE} changed, toolkit/core/__init__.py new, toolkit/core/layers.py new"
-    )
-    toy.write(ONE, "class One:\n    value = 1\n")
+    toy.write(ONE, "class One:\n    value = 5\n")
+    assert changed() == {"code": f"{ONE}: One changed"}
+    toy.write(ONE, "from toolkit.core.layers import WIDTH\nclass One:\n    value = WIDTH\n")
+    assert changed()["code"] == f"{ONE}: One changed, toolkit/core/layers.py: WIDTH is new"
+    toy.write(ONE, "class One:\n    value = 1  # a comment\n")
     assert changed() == {}
     cells = ("from toolkit import One", "print(2)")
     toy.chapter("one", *cells, front="chapter: {data: [digits]}")
@@ -116,6 +69,13 @@ def test_scale_and_device_class_are_parts(toy: Toy) -> None:
     toy.chapter("one", "print(1)")
     found = differences(key_parts(toy, "one"), key_parts(toy, "one", "gpu"))
     assert found == {"scale": "scale: ci -> gpu", "device": "device: cpu -> cuda"}
+
+
+def test_a_page_of_format_1_is_stale_in_its_numbers_and_says_why(toy: Toy) -> None:
+    toy.chapter("one", "from toolkit import One")
+    now = key_parts(toy, "one")
+    former = {k: v for k, v in now.items() if k != "code"} | {"format": 1, "toolkit": {ONE: "a"}}
+    assert differences(former, now) == {"format": "recorded before code was keyed by definition"}
 
 
 def test_wrong_answers_are_no_part_of_the_page(toy: Toy) -> None:

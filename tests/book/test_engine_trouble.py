@@ -46,7 +46,7 @@ def test_a_hanging_cell_is_ended_and_named(toy: Toy) -> None:
     toy.chapter("polite", WAIT)
     toy.chapter("stubborn", "print('a')", STUBBORN)
     toy.chapter("quick", "print('done')")
-    said = toy.engine("run", "--jobs", "3", "--cell-timeout", "3", code=1)
+    said = toy.engine("record", "--jobs", "3", "--cell-timeout", "3", code=1)
     ended = "ended: it ran longer than the cell timeout of 3 s"
     assert f"alpha/polite, code cell 2 of 2: {ended}" in said
     assert f"alpha/stubborn, code cell 3 of 3: {ended}" in said
@@ -58,14 +58,14 @@ def test_a_cell_that_silences_its_own_client_is_ended_too(toy: Toy) -> None:
     # The worker is stopped from inside the kernel, so that its own timeout never comes.
     stop = "import os, signal, time; os.kill(os.getppid(), signal.SIGSTOP); time.sleep(60)"
     toy.chapter("mute", stop)
-    said = toy.engine("run", "--cell-timeout", "2", "--grace", "1", code=1)
+    said = toy.engine("record", "--cell-timeout", "2", "--grace", "1", code=1)
     assert "alpha/mute, code cell 2 of 2: ended: it ran longer than the cell timeout of 2 s" in said
     assert toy.processes() == []
 
 
 def test_a_slow_chapter_is_ended_at_its_wall_clock_limit(toy: Toy) -> None:
     toy.chapter("slow", *["import time; time.sleep(1)"] * 60)
-    said = toy.engine("run", "--timeout", "4", code=1)
+    said = toy.engine("record", "--timeout", "4", code=1)
     found = re.search(
         r"alpha/slow, code cell (\d+) of 61: ended: the chapter ran longer than 4 s", said
     )
@@ -77,12 +77,12 @@ def test_a_slow_chapter_is_ended_at_its_wall_clock_limit(toy: Toy) -> None:
 def test_kill_9_leaves_every_page_readable_and_the_next_run_resumes(toy: Toy) -> None:
     toy.chapter("first", toy.count("first"))
     toy.chapter("second", "print('old')")
-    toy.engine("run")
+    toy.engine("record")
     old = toy.text("second")
     toy.chapter("first", toy.count("first"), "print('new')")
     gate = toy.root / "gate"
     toy.chapter("second", toy.count("second"), gated(gate))
-    engine = toy.start("run", "--jobs", "2")
+    engine = toy.start("record", "--jobs", "2")
     until(lambda: toy.runs("second") and b"new" in toy.text("first"))
     kill9(engine)
     assert json.loads(toy.text("first"))
@@ -90,7 +90,7 @@ def test_kill_9_leaves_every_page_readable_and_the_next_run_resumes(toy: Toy) ->
     until(lambda: toy.processes() == [], seconds=15)  # no kernel outlives its engine for long
 
     gate.touch()
-    said = toy.engine("run")
+    said = toy.engine("record")
     assert "alpha/second: recorded" in said
     assert "alpha/first" not in said
     assert (toy.runs("first"), toy.runs("second")) == (2, 2)
@@ -99,18 +99,18 @@ def test_kill_9_leaves_every_page_readable_and_the_next_run_resumes(toy: Toy) ->
 
 def test_a_kill_after_the_page_was_installed_leaves_nothing_for_ever(toy: Toy) -> None:
     toy.chapter("first", toy.count("first"))
-    toy.engine("run")
+    toy.engine("record")
     scratch = toy.root / "_build" / "engine" / "alpha" / "first"
     scratch.mkdir(parents=True)
     (scratch / "job.json").write_text("{}")
-    toy.engine("run")
+    toy.engine("record")
     assert toy.leftovers() == []
     assert toy.runs("first") == 1
 
 
 def test_an_ordinary_kill_ends_the_kernels_as_well(toy: Toy) -> None:
     toy.chapter("one", toy.count("one"), WAIT)
-    engine = toy.start("run")
+    engine = toy.start("record")
     until(lambda: toy.runs("one"))
     engine.terminate()
     said, _ = engine.communicate(timeout=30)
@@ -123,9 +123,9 @@ def test_two_engines_at_once_do_the_work_once(toy: Toy) -> None:
     gate = toy.root / "gate"
     for slug in ("one", "two"):
         toy.chapter(slug, toy.count(slug), gated(gate))
-    first = toy.start("run", "--jobs", "2")
+    first = toy.start("record", "--jobs", "2")
     until(lambda: toy.runs("one") and toy.runs("two"))
-    second = toy.start("run", "--jobs", "2")
+    second = toy.start("record", "--jobs", "2")
     waiting = [second.stdout.readline() for _ in range(2)]
     assert all("another engine is at it, waiting" in line for line in waiting), waiting
     gate.touch()

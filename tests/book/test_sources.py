@@ -112,7 +112,7 @@ def test_parameters_and_set_up_come_first(source: list[NotebookNode]) -> None:
 
 def test_every_chapter_has_its_page() -> None:
     missing = [chapter.name for chapter in SOURCES if not chapter.page.is_file()]
-    assert missing == [], "record them: python -m book.engine run"
+    assert missing == [], "record them: python -m book.engine record"
 
 
 def test_every_page_has_its_source() -> None:

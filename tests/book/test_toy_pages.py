@@ -12,7 +12,7 @@ from tests.book.page_checks import WIDTHS, drawing, moved_by_every_control, serv
 pytestmark = pytest.mark.browser
 
 CHAPTER = "book/notebooks/lowrank/lora.html"
-TOY_PAGES = ("book/intro.html", "book/map.html", "book/ledger.html", CHAPTER)
+TOY_PAGES = ("book/intro.html", "book/map.html", "book/ledger.html", "book/many.html", CHAPTER)
 
 
 @pytest.mark.parametrize("width", WIDTHS)
@@ -72,9 +72,6 @@ def test_without_javascript_the_table_stands_open(browser, toy):
         assert seen.page.locator(".explorer table").is_visible()
         assert seen.page.locator(".explorer tbody tr").count() == len(site_toy.grid())
         assert seen.page.locator(".explorer-chart").inner_text() == ""
-    with visit(browser, toy, "book/ledger.html", scripts=False) as seen:
-        assert seen.page.locator(".ledger tbody tr:visible").count() == 8
-        assert seen.page.locator(".ledger select").count() == 0
 
 
 def test_without_its_runtime_the_explorer_says_so_and_keeps_the_table(browser, toy):
@@ -101,22 +98,6 @@ def test_controls_show_their_figure_without_a_kernel(browser, toy):
         assert still.locator("img").get_attribute("alt") == "A bent line that follows the sliders."
         assert "rank = 4" in still.inner_text()
         assert seen.page.locator("script[type*=widget]").count() == 0
-
-
-def test_ledger_filters_by_verdict_and_scale(browser, toy):
-    with visit(browser, toy, "book/ledger.html") as seen:
-        page = seen.page
-        rows = page.locator(".ledger tbody tr:visible")
-        assert rows.count() == 8
-        page.get_by_label("Verdict").select_option("refuted here")
-        assert rows.count() == 2
-        page.get_by_label("Scale").select_option("gpu")
-        assert rows.count() == 1
-        assert "1 of 8 shown" in page.locator(".ledger output").inner_text()
-        assert "2 of 8" in page.locator(".ledger-counts").inner_text()
-        link = page.locator(".ledger tbody tr:visible a")
-        link.click()
-        page.wait_for_url(f"**/{CHAPTER}")
 
 
 def test_map_lists_the_catalogue_and_links_its_chapters(browser, toy):

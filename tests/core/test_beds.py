@@ -222,7 +222,7 @@ def random_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
         hidden_size=384, num_hidden_layers=2, num_attention_heads=12, intermediate_size=1536
     )
 
-    def blocks() -> text_beds.UpperBlocks:
+    def blocks(tiny: bool = False) -> text_beds.UpperBlocks:
         torch.manual_seed(0)
         return text_beds.UpperBlocks(transformers.BertModel(config).encoder.layer)
 
@@ -259,7 +259,7 @@ def test_padding_does_not_change_what_the_blocks_say(random_blocks: None) -> Non
 
 def test_the_split_at_the_frozen_blocks_is_the_encoder_itself() -> None:
     try:
-        encoder, _ = text_beds._encoder()
+        encoder, _ = text_beds.encoder()
     except (ImportError, RuntimeError, ValueError):
         pytest.skip("the pretrained encoder is not installed")
     ids = torch.tensor([[101, 2023, 2003, 1037, 3231, 102], [101, 7592, 102, 0, 0, 0]])
@@ -275,3 +275,27 @@ def test_the_split_at_the_frozen_blocks_is_the_encoder_itself() -> None:
 def test_unknown_text_task_is_named() -> None:
     with pytest.raises(ValueError, match="sst3"):
         text_beds.text_task("sst3", train=2, validation=1, test=1, seed=0)
+
+
+def test_named_parameters_train_alone_or_beside_a_method() -> None:
+    model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 2))
+    handle, parameters = beds.dress(model, None, 0, train=("2",))
+    assert handle is None
+    assert [id(p) for p in parameters] == [id(p) for p in model[2].parameters()]
+    assert not model[0].weight.requires_grad
+    with pytest.raises(ValueError, match="nowhere"):
+        beds.dress(model, None, 0, train=("nowhere",))
+    handle, parameters = beds.dress(model, LoRA(rank=1), 0, train=("2",))
+    assert list(handle.sites) == ["0"]
+    assert any(p is model[2].weight for p in parameters)
+
+
+def test_statistics_stay_when_the_model_is_not_put_into_training_mode() -> None:
+    for training in (False, True):
+        model = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 2))
+        batches = [(torch.randn(8, 3) + 5, torch.zeros(8, dtype=torch.int64))] * 2
+        beds.fit(
+            model, None, 1e-3, 0, batches, nn.functional.cross_entropy, steps=2,
+            decay=beds.cosine, train=("1",), training=training,
+        )  # fmt: skip
+        assert (model[0].running_mean.abs().max() > 0.1) == training

@@ -11,7 +11,7 @@ from torch import nn
 
 from toolkit.core import lane_nets, lanes, nets
 from toolkit.core.lanes import Lane, train
-from toolkit.core.runs import generator
+from toolkit.core.seeds import generator
 from toolkit.diagnose import _losses as losses
 
 DOUBLE = torch.float64

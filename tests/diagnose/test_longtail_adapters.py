@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from toolkit.core import lane_nets, stream
 from toolkit.core.lanes import Lane, train
-from toolkit.core.runs import generator
+from toolkit.core.seeds import generator
 from toolkit.diagnose import _adaptformer as adapt
 from toolkit.diagnose import _probe as probe
 

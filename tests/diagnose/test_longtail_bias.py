@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from scipy.stats import rankdata
 
-from toolkit.core.runs import generator
+from toolkit.core.seeds import generator
 from toolkit.diagnose import _ensemble as ensemble
 from toolkit.diagnose import _longtail as tails
 from toolkit.diagnose import longtail_bias as lb

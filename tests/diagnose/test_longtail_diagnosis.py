@@ -12,7 +12,7 @@ from matplotlib.collections import QuadMesh
 from matplotlib.text import Text
 from scipy import stats
 
-from toolkit.core.intervals import interval
+from toolkit.core.evidence.intervals import interval
 from toolkit.diagnose._diagnosis import Diagnosis, cell_table, class_accuracy, group_table
 from toolkit.diagnose._longtail import longtail_counts
 from toolkit.diagnose._prior import adjustment_left, estimate_prior

@@ -12,7 +12,7 @@ from benchmarks.lanes import separate
 from toolkit.core import data, lane_nets, stream
 from toolkit.core.lane_nets import stack, take
 from toolkit.core.lanes import Lane
-from toolkit.core.runs import generator
+from toolkit.core.seeds import generator
 from toolkit.diagnose import longtail_bias as lt
 from toolkit.diagnose._experiment import downstream, order_of, start
 from toolkit.diagnose._world import pooled

@@ -12,7 +12,7 @@ from torch import nn
 
 from toolkit.core import lane_nets, nets
 from toolkit.core.lanes import Lane, LaneNet, train
-from toolkit.core.runs import generator
+from toolkit.core.seeds import generator
 from toolkit.diagnose import three_regime as tr
 
 DOUBLE = torch.float64

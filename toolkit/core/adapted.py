@@ -328,7 +328,7 @@ def adapt(
         RuntimeError: the model carries a method already.
     """
     refuse_busy(model)
-    extra = _trained_beside(model, train)
+    extra = trained_beside(model, train)
     holders = {name.rpartition(".")[0] for name in extra}
     chosen = target_names.select(model, targets, method.info.kinds, exclude=holders - {""})
     if "" in chosen:
@@ -367,7 +367,7 @@ def refuse_busy(model: nn.Module) -> None:
         )
 
 
-def _trained_beside(model: nn.Module, train: Any) -> dict[str, nn.Parameter]:
+def trained_beside(model: nn.Module, train: Any) -> dict[str, nn.Parameter]:
     own = dict(model.named_parameters())
     if callable(train):
         return {name: p for name, p in own.items() if train(name)}

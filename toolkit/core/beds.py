@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from toolkit.core import data, nets
-from toolkit.core.adapted import adapt
-from toolkit.core.runs import generator
+from toolkit.core.adapted import adapt, trained_beside
+from toolkit.core.seeds import generator
 
 PLANTED = (0, 6, 0, 2, 0)
 """Planted ranks of the five layers."""
@@ -36,23 +36,34 @@ def cosine(step: int, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
-def dress(model: nn.Module, method: Any, seed: int, targets: Any = None) -> tuple[Any, list]:
+def dress(
+    model: nn.Module, method: Any, seed: int, targets: Any = None, train: Sequence[str] = ()
+) -> tuple[Any, list]:
     """A model with a method on it, and the tensors to train.
 
     Args:
         model: changed in place.
-        method: a method, or None for full fine-tuning.
+        method: a method, or None for plain fine-tuning.
         seed: of the method's start.
         targets: layers, as :func:`toolkit.adapt` takes them.
+        train: parameters that train beside the method, as :func:`toolkit.adapt` takes them.
+            Without a method, these alone train; with neither, everything does.
 
     Returns:
-        The handle (None for full fine-tuning) and the list of parameters.
+        The handle (None for plain fine-tuning) and the list of parameters.
+
+    Raises:
+        ValueError: an entry of ``train`` names no parameter.
     """
-    if method is None:
-        model.requires_grad_(True)
-        return None, list(model.parameters())
-    adapted = adapt(model, method, targets, generator=generator(seed, "init"))
-    return adapted, adapted.parameters()
+    if method is not None:
+        adapted = adapt(model, method, targets, train=train, generator=generator(seed, "init"))
+        return adapted, adapted.parameters()
+    parameters = trained_beside(model, train).values() if train else model.parameters()
+    parameters = list(parameters)
+    model.requires_grad_(False)
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    return None, parameters
 
 
 def optimise(parameters: Sequence[Tensor], rate: float, sgd: bool = False) -> Any:
@@ -79,6 +90,8 @@ def fit(
     steps: int,
     decay: Callable[[int, int], float],
     targets: Any = None,
+    train: Sequence[str] = (),
+    training: bool = True,
     sgd: bool = False,
     options: Mapping[str, Any] | None = None,
     step: Callable[..., Tensor] | None = None,
@@ -96,6 +109,9 @@ def fit(
         steps: optimizer steps.
         decay: share of the rate at each step.
         targets: layers to adapt, as :func:`toolkit.adapt` takes them; None takes all.
+        train: see :func:`dress`.
+        training: put the model into training mode; False keeps the running statistics of its
+            normalisations as they are.
         sgd: plain gradient descent instead of Adam.
         options: passed to ``adapted.attach``.
         step: replaces one step; called with a function that returns the loss, the optimizer and
@@ -106,12 +122,12 @@ def fit(
     Returns:
         The handle (None for full fine-tuning) and the loss of every step.
     """
-    adapted, parameters = dress(model, method, seed, targets)
+    adapted, parameters = dress(model, method, seed, targets, train)
     optimizer = optimise(parameters, rate, sgd)
     if adapted is not None:
         adapted.attach(optimizer, total_steps=steps, **(options or {}))
     losses = []
-    model.train()
+    model.train(training)
     for number, (x, y) in enumerate(batches):
         set_rate(optimizer, rate * decay(number, steps))
         if step is None:

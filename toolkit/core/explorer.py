@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from toolkit.core.chart import binding, config, layers, series_look, short
-from toolkit.core.results import RESULTS_VARIABLE
+from toolkit.core.evidence.results import RESULTS_VARIABLE
 
 # The versions the bundled runtime holds; Colab fetches the same majors.
 CDN = tuple(

@@ -73,7 +73,7 @@ def initial(make: Make, seeds: Sequence[int]) -> States:
         make: builds a network from a ``torch.Generator``.
         seeds: the seed of each lane.
     """
-    from toolkit.core.runs import generator
+    from toolkit.core.seeds import generator
 
     unique = sorted(set(seeds))
     states = stack([make(generator(seed, "weights")) for seed in unique])

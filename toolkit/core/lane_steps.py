@@ -16,7 +16,7 @@ from torch.func import functional_call, vmap
 from torch.optim.sgd import sgd
 
 from toolkit.core.lane_nets import LaneNet, States, stack
-from toolkit.core.runs import generator
+from toolkit.core.seeds import generator
 
 if TYPE_CHECKING:
     from toolkit.core.lanes import Lane

@@ -38,7 +38,7 @@ from toolkit.core.lane_nets import (
     width_masks,
 )
 from toolkit.core.lane_steps import LaneLoss, Stepper, lane_loss
-from toolkit.core.runs import generator
+from toolkit.core.seeds import generator
 
 __all__ = [
     "Lane",

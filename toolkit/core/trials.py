@@ -1,16 +1,17 @@
-"""Runs of many arms, as rows of one table, and the same search for a learning rate for each."""
+"""Runs of many arms as rows of one table, as the chapters without a lab call them.
+
+What runs is :mod:`toolkit.core.runs`; what is here keeps their calls working until they have labs.
+"""
 
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
-from toolkit.core.runs import Tuned, tune
+from toolkit.core.runs.tuning import Tuned, best, search
 
 
 def run_all(
@@ -30,26 +31,28 @@ def run_all(
     Returns:
         A DataFrame with one row per job, in order. A run that raised ``FloatingPointError``
         diverged: its ``validation`` and ``test`` are not a number.
+
+    Raises:
+        RuntimeError: a job failed otherwise; nothing of the others is returned.
     """
-    import joblib
     import pandas as pd
 
-    with warnings.catch_warnings():
-        # joblib replaces a worker whose memory has grown; the job runs again in the new one
-        warnings.filterwarnings("ignore", message="A worker stopped")
-        parallel = joblib.Parallel(n_jobs=processes)
-        records = parallel(joblib.delayed(_alone)(function, job) for job in jobs)
+    from toolkit.core.runs.pool import Task, run_all
+
+    tasks = {str(i): Task(function, job, threads=1, plain=False) for i, job in enumerate(jobs)}
+    records = dict(run_all(tasks, processes))
     if labels is None:
         labels = [{k: v for k, v in j.items() if isinstance(v, int | float | str)} for j in jobs]
-    return pd.DataFrame([dict(a) | dict(b) for a, b in zip(labels, records, strict=True)])
+    rows = [dict(label) | _result(records[key]) for key, label in zip(tasks, labels, strict=True)]
+    return pd.DataFrame(rows)
 
 
-def _alone(function: Callable[..., Mapping[str, Any]], job: Mapping[str, Any]) -> Mapping[str, Any]:
-    torch.set_num_threads(1)
-    try:
-        return function(**job)
-    except FloatingPointError:  # a method refused a gradient that is not finite: the run diverged
+def _result(record: Mapping[str, Any]) -> dict[str, Any]:
+    if record["status"] == "done":
+        return dict(record["rows"][0])
+    if record["error"].startswith("FloatingPointError"):
         return {"validation": math.nan, "test": math.nan}
+    raise RuntimeError(f"a job failed: {record['error']}")
 
 
 def tune_all(
@@ -64,62 +67,45 @@ def tune_all(
     extensions: int = 2,
     better: str = "min",
 ) -> tuple[dict[str, Tuned], Any]:
-    """Find a learning rate for every arm, each in the same way.
-
-    Each arm runs with ``width`` rates around its start, a factor apart, on every seed. While the
-    best of an arm lies on the edge of what it has tried, one more rate is tried on that side, at
-    most ``extensions`` times. Only the ``validation`` entry of the records decides.
+    """Find a learning rate for every arm by :func:`toolkit.core.runs.tuning.search`.
 
     Args:
-        function: called with the arm's arguments, ``rate`` and ``seed``.
+        function: called with the arm's arguments, ``rate`` and ``seed``; only the ``validation``
+            entry of its record decides.
         arms: name -> arguments.
         start: middle of the first rates, one for all arms or one for each.
         seeds: to average over.
         processes: at once.
-        factor: between neighbouring rates.
-        width: how many rates at first; 1 tries the start alone.
-        extensions: how often an arm may look further.
-        better: "min" for an error, "max" for an accuracy.
+        factor, width, extensions, better: of the search; it does not refine.
 
     Returns:
-        Arm -> :class:`~toolkit.core.runs.Tuned`, and every run as a DataFrame with columns arm,
-        rate, seed and the record's entries.
+        Arm -> :class:`~toolkit.core.runs.tuning.Tuned`, and every run as a DataFrame with columns
+        arm, rate, seed and the record's entries.
     """
     import pandas as pd
 
-    def middle(arm: str) -> float:
-        return start if isinstance(start, int | float) else start[arm]
-
-    powers = {arm: [k - width // 2 for k in range(width)] for arm in arms}
-    new = {arm: list(tried) for arm, tried in powers.items()}
     tables: list[Any] = []
-    found: dict[str, Tuned] = {}
-    for turn in range(extensions + 1):
-        keys = [(a, middle(a) * factor**k, s) for a, ks in new.items() for k in ks for s in seeds]
+
+    def evaluate(pairs: list[tuple[str, float]]) -> dict[tuple[str, float], float]:
+        keys = [(arm, rate, seed) for arm, rate in pairs for seed in seeds]
         jobs = [dict(arms[arm]) | {"rate": rate, "seed": seed} for arm, rate, seed in keys]
         labels = [{"arm": arm, "rate": rate, "seed": seed} for arm, rate, seed in keys]
-        tables.append(run_all(function, jobs, processes, labels))
-        every = pd.concat(tables, ignore_index=True)
-        for arm in new:
-            rates = [middle(arm) * factor**k for k in powers[arm]]
-            mine = every[every.arm == arm]
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # the caller's table says which lie on the edge
-                found[arm] = tune(
-                    lambda r, mine=mine: mine[np.isclose(mine.rate, r)].validation, rates, better
-                )
-        if turn == extensions or width < 2:
-            break
-        new = {}
-        for arm, tuned in found.items():
-            if tuned.on_edge:
-                low = np.isclose(tuned.rate, min(tuned.scores))
-                k = min(powers[arm]) - 1 if low else max(powers[arm]) + 1
-                powers[arm].append(k)
-                new[arm] = [k]
-        if not new:
-            break
-    return found, every
+        new = run_all(function, jobs, processes, labels)
+        tables.append(new)
+        grouped = new.groupby(["arm", "rate"]).validation
+        return grouped.apply(lambda scores: float(np.mean(scores.to_numpy()))).to_dict()
+
+    starts = {a: start if isinstance(start, int | float) else start[a] for a in arms}
+    found = search(
+        evaluate,
+        starts,
+        better=better,
+        factor=factor,
+        width=width,
+        extensions=extensions,
+        near=None,
+    )
+    return found, pd.concat(tables, ignore_index=True)
 
 
 def taken(every: Any, found: Mapping[str, Tuned]) -> Any:
@@ -144,3 +130,6 @@ def rate_table(found: Mapping[str, Tuned], form: str = ".3g") -> Any:
             for arm, t in found.items()
         ]
     )
+
+
+__all__ = ["Tuned", "best", "rate_table", "run_all", "taken", "tune_all"]

@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from toolkit.core.intervals import interval
+from toolkit.core.evidence.intervals import interval
 from toolkit.diagnose._longtail import GROUPS
 from toolkit.diagnose._losses import are_probabilities, check_logits
 

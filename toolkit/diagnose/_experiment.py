@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from toolkit.core.lane_nets import States, take
-from toolkit.core.runs import generator
+from toolkit.core.seeds import generator
 from toolkit.diagnose._ensemble import gla
 from toolkit.diagnose._longtail import correlated_order, longtail_counts
 from toolkit.diagnose._losses import (

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from toolkit.core.lane_nets import LaneNet, Make, States, take
 from toolkit.core.lanes import Lane, labels_with_noise, train
-from toolkit.core.runs import generator
+from toolkit.core.seeds import generator
 from toolkit.diagnose._landscape import barrier, errors, linear_cka, lmc, losses, path_errors
 from toolkit.diagnose._pruning import magnitude_masks, prunable
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from toolkit.core import lanes
 from toolkit.core.lane_nets import LaneNet, States, initial, take
 from toolkit.core.lanes import Lane
-from toolkit.core.runs import generator
+from toolkit.core.seeds import generator
 from toolkit.diagnose._adaptformer import CosineHead, add_adaptformer
 
 Set = tuple[Tensor, Tensor]

@@ -39,7 +39,7 @@ def planted(steps: int = 1500, total: int = 10, start: int = 6) -> Arms:
     )
 
 
-def texts(name: str, steps: int, data_seed: int, rank: int = 2) -> Arms:
+def texts(name: str, steps: int, data_seed: int, rank: int = 2, tiny: bool = False) -> Arms:
     """LoRA, AdaLoRA with the same final ranks from twice as many, and full fine-tuning.
 
     Args:
@@ -47,18 +47,26 @@ def texts(name: str, steps: int, data_seed: int, rank: int = 2) -> Arms:
         steps: of 16 sentences each; the training part holds as many as they see.
         data_seed: of the choice of sentences.
         rank: average final rank of the twelve layers.
+        tiny: see :func:`text_job`.
     """
     adalora = AdaLoRA(rank=2 * rank, target_rank=rank, warmup=steps // 10, final=steps // 3)
     arms = {"lora": LoRA(rank=rank), "adalora": adalora, "full": None}
     return (
-        {arm: text_job(name, method, steps, data_seed) for arm, method in arms.items()},
+        {arm: text_job(name, method, steps, data_seed, tiny) for arm, method in arms.items()},
         {"lora": 3e-3, "adalora": 3e-3, "full": 3e-4},
     )
 
 
-def text_job(name: str, method: Any, steps: int, data_seed: int, **more: Any) -> dict[str, Any]:
-    """Arguments of :func:`toolkit.core.text_beds.text_run` for one method."""
-    sizes = {"train": 16 * steps, "validation": 200, "test": 500}
+def text_job(
+    name: str, method: Any, steps: int, data_seed: int, tiny: bool = False, **more: Any
+) -> dict[str, Any]:
+    """Arguments of :func:`toolkit.core.text_beds.text_run` for one method.
+
+    With ``tiny``, for scale ``ci``: generated sentences and a random encoder.
+    """
+    sizes: dict[str, Any] = {"train": 16 * steps, "validation": 200, "test": 500}
+    if tiny:
+        sizes = {"train": 20, "validation": 8, "test": 12, "tiny": True}
     job = {"name": name, "sizes": sizes, "data_seed": data_seed, "method": method, "steps": steps}
     return job | more
 

@@ -1,9 +1,12 @@
-"""The book's own Sphinx extension: everything a page needs lies beside it, and two tables that
+"""The book's own Sphinx extension: everything a page needs lies beside it, and tables that
 write themselves.
 
 - :mod:`motion_book.assets`: page scripts, styles, the chart runtime and MathJax, all local.
 - :mod:`motion_book.repository`: the repository's address, read from ``pyproject.toml``.
-- :mod:`motion_book.tables`: the directives ``method-map`` and ``claims-ledger``.
+- :mod:`motion_book.marks`: a line on pages whose numbers were measured with earlier code.
+- :mod:`motion_book.tables`: the directive ``method-map``.
+- :mod:`motion_book.ledger`: the directive ``claims-ledger``.
+- :mod:`motion_book.beds`: the directive ``bed-tables``.
 """
 
 from __future__ import annotations
@@ -19,9 +22,12 @@ def setup(app: Sphinx) -> dict[str, Any]:
     """Register the extension with Sphinx."""
     if importlib.util.find_spec("toolkit") is None:  # a checkout whose toolkit is not installed
         sys.path.insert(0, str(app.srcdir))
-    from motion_book import assets, repository, tables
+    from motion_book import assets, beds, ledger, marks, repository, tables
 
     assets.setup(app)
+    marks.setup(app)
     repository.setup(app)
     tables.setup(app)
+    ledger.setup(app)
+    beds.setup(app)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,1 @@
+"""Experiments: what is measured, on which test beds, and what is claimed before it is."""

@@ -1,0 +1,13 @@
+"""Learning rates of the reference arms, found by ``python -m toolkit.labs.beds <bed> --tune``.
+
+Each arm was searched alike: three rates a factor of 2 apart around a start, one more on the side of
+the best while that lies at the end (at most four times), three tuning seeds (1000 to 1002), judged
+by log-loss on the validation part. The tables stand in ``book/results/beds/<bed>.cpu.tuning.json``.
+"""
+
+from __future__ import annotations
+
+RATES: dict[str, dict[str, float]] = {
+    "characters": {"head": 8e-2, "lora": 1.6e-2, "full": 4e-3, "full_twice": 4e-3},
+}
+"""Bed -> arm -> rate, for scales ``cpu`` and ``gpu``."""

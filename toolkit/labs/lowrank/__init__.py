@@ -1,0 +1,1 @@
+"""Labs of the low-rank methods."""
