@@ -9,13 +9,14 @@ on the machine count little. They hold for a machine on which a fixed piece of w
 ``calibration`` seconds; the same work is done before and after the tests, and on a slower machine
 the budgets grow with it. ``TEST_BUDGETS=2`` doubles them, ``TEST_BUDGETS=off`` only prints.
 
-Tests of one thing go to one process under ``--dist loadgroup``: those of a method's contracts, or
-of one file.
+Under ``--dist loadgroup`` what shares work goes to one process: the contracts of a method, the
+tests of a file.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import resource
 import time
 import tomllib
@@ -32,6 +33,8 @@ import pytest
 KINDS = ("contracts", "own", "page", "chapter", "file", "total")
 # of these the fixtures are left out: a rendered book and a running kernel serve many
 CALL_ONLY = ("page", "chapter")
+# a test of contracts: its parameters are named contract-method-room-shape
+CONTRACT = re.compile(r"^tests/contracts/.*\[\w+-(\w+)-\w+-\d+\]$")
 
 
 @dataclass(frozen=True)
@@ -122,11 +125,21 @@ class Budgets:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        for item in items:
-            if item.get_closest_marker("xdist_group") is None:
-                item.add_marker(pytest.mark.xdist_group(self._path(item)))
         first = {group: number for number, group in enumerate(self.table.first)}
-        items.sort(key=lambda item: first.get(_group(item), len(first)))
+        items.sort(key=lambda item: first.get(group(item.nodeid), len(first)))
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Any) -> Any:
+        """Groups by :func:`group`. xdist's own by marks needs a pytest below 9.2."""
+        if config.getvalue("dist") != "loadgroup":
+            return None
+        from xdist.scheduler import LoadScopeScheduling
+
+        class Together(LoadScopeScheduling):
+            def _split_scope(self, nodeid: str) -> str:
+                return group(nodeid)
+
+        return Together(config, log)
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> Iterator[None]:
@@ -162,9 +175,8 @@ class Budgets:
         path = Path(self._path(item))
         if path.suffix == ".ipynb":
             return f"chapter {path.parent.name}/{path.stem}"
-        group = _group(item)
-        if group.startswith("contracts "):
-            return group
+        if group(item.nodeid).startswith("contracts "):
+            return group(item.nodeid)
         page = getattr(getattr(item, "callspec", None), "params", {}).get("path")
         if page is not None and "site" in item.fixturenames:
             return f"page {page}"
@@ -253,14 +265,14 @@ class Budgets:
 SECONDS = pytest.StashKey[float]()
 
 
-def _group(item: pytest.Item) -> str:
-    mark = item.get_closest_marker("xdist_group")
-    return str(mark.args[0]) if mark is not None and mark.args else ""
+def group(nodeid: str) -> str:
+    """What a test is run with, in one process: a method's contracts, or its file."""
+    found = CONTRACT.match(nodeid)
+    return f"contracts of {found[1]}" if found else nodeid.partition("::")[0]
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Count, where the project has a table of budgets."""
-    config.addinivalue_line("markers", "xdist_group(name): tests that run in one process")
     table = Table.read(config.rootpath / "pyproject.toml")
     if table is not None and not config.pluginmanager.hasplugin("motion-budgets"):
         config.pluginmanager.register(Budgets(config, table), "motion-budgets")

@@ -41,10 +41,11 @@ FILES = {
     "tests/lowrank/test_lora_files.py": BURN + "def test_own():\n    burn(0.1)\n",
     "tests/lowrank/test_growth.py": "def test_quick():\n    pass\n",
     "tests/contracts/test_contracts.py": BURN
-    + "import pytest\n"
-    + "@pytest.mark.parametrize('slug', [\n"
-    + "    pytest.param(s, marks=pytest.mark.xdist_group(f'contracts of {s}')) for s in 'ab'])\n"
-    + "def test_contract(slug):\n    burn(0.1 if slug == 'a' else 0)\n",
+    + "import os, pytest\n"
+    + "@pytest.mark.parametrize('slug', 'aabb', ids=['x-a-r-0', 'y-a-r-0', 'x-b-r-0', 'y-b-r-0'])\n"
+    + "def test_contract(slug):\n"
+    + "    print(slug, os.getpid(), file=open('processes.txt', 'a'))\n"
+    + "    burn(0.1 if slug == 'a' else 0)\n",
     "tests/core/test_child.py": BURN
     + "import pathlib\n"
     + "def test_child():\n"
@@ -97,7 +98,7 @@ TIGHT = {
 }
 
 
-def test_a_run_within_its_budgets_passes_and_tells_where_the_time_went(toy):
+def test_a_run_within_its_budgets_passes_and_tells_where_the_time_went(toy, tmp_path):
     code, said = toy(options=TWO)
     assert code == 0, said
     assert "OVER BUDGET" not in said
@@ -107,7 +108,10 @@ def test_a_run_within_its_budgets_passes_and_tells_where_the_time_went(toy):
     assert found["contracts of a"] >= 0.1
     assert found["contracts of b"] < found["contracts of a"]
     assert found["total tests"] >= 0.4  # the child process counts
-    assert re.search(r"2 tests  tests/contracts\b", said), said
+    assert re.search(r"4 tests  tests/contracts\b", said), said
+    pairs = (tmp_path / "processes.txt").read_text().splitlines()
+    assert len(pairs) == 4
+    assert len(set(pairs)) == 2, f"the contracts of a method ran in several processes: {pairs}"
 
 
 @pytest.mark.parametrize("options", [ONE, TWO], ids=["alone", "two"])

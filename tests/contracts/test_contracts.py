@@ -42,10 +42,9 @@ def _name(case: Case) -> str:
 
 
 def _run(name: str, case: Case):
-    """One test; those of a method go to one process, and their time is its budget's."""
-    marks = [pytest.mark.xdist_group(f"contracts of {case.method.info.slug}")]
-    if case.room not in EVERY_TIME.get(name, ROOMS):
-        marks.append(pytest.mark.weekly)
+    """One test. tests/budgets.py reads the method from its name: its contracts share a process."""
+    every_time = case.room in EVERY_TIME.get(name, ROOMS)
+    marks = () if every_time else pytest.mark.weekly
     return pytest.param(name, case, id=f"{name}-{_name(case)}", marks=marks)
 
 
