@@ -13,6 +13,7 @@ one running chapter, ``worker`` is that chapter's own process, ``record`` makes 
 ``origin`` says where it comes from, ``install`` puts it into place, ``marks`` names pages with
 stale numbers. ``trial`` runs a chapter aside, ``compare`` puts two runs beside each other, ``ran``
 notes which functions run, ``clear`` judges a change of code, ``renew`` renews keys and ``verify``
-is made of these. ``notebooks`` writes today's chapters for nbval, ``course`` the student and
-instructor sets, ``site`` the rendered book.
+is made of these. ``leash`` ends a lab whose engine is gone. ``notebooks`` writes today's chapters
+for nbval, ``course`` the student and instructor sets, ``site`` the rendered book. ``options`` are
+those that commands share.
 """

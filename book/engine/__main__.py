@@ -11,9 +11,10 @@ import joblib
 import psutil
 
 from book.engine import course, marks, notebooks, site, trial, verify
+from book.engine.options import chapter_options, limit_options, run_options
 from book.engine.plan import RULES, Failure, Task, assess, cuda_available, without_gpu
 from book.engine.progress import report
-from book.engine.project import EngineError, Project, check_scale
+from book.engine.project import EngineError, Project
 from book.engine.schedule import Budget, run_tasks, stopping
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,18 +52,18 @@ def parser() -> argparse.ArgumentParser:
         return new
 
     recording = command("record", record, "measure what is stale and tell its pages", RULES)
-    _chapter_options(recording)
-    _run_options(recording)
+    chapter_options(recording)
+    run_options(recording)
     building = command("build", build, "tell what needs no measuring, render to _build/html", RULES)
-    _run_options(building)
+    run_options(building)
     building.add_argument("--all", action="store_true", help="render every page anew")
     trying = command("try", attempt, "run chapters in a scratch folder and change nothing")
-    _chapter_options(trying, force=False)
-    _limit_options(trying)
+    chapter_options(trying, force=False)
+    limit_options(trying)
     checking = command("verify", check, "compare a commit's chapters with today's, exactly, at ci")
     checking.add_argument("names", nargs="*", metavar="NAME", help="chapters; default all")
     checking.add_argument("--base", required=True, metavar="COMMIT", help="commit to compare with")
-    _limit_options(checking)
+    limit_options(checking)
     listing = command("list", show, "show what is stale, numbers and pages, and why", RULES)
     listing.add_argument("names", nargs="*", metavar="NAME", help="chapters (slugs); default all")
     command("notebooks", rehearsal, "write today's chapters to _build/ci, to be run by nbval")
@@ -72,78 +73,6 @@ def parser() -> argparse.ArgumentParser:
     serving = command("serve", serve, "show the rendered site on a local port")
     serving.add_argument("--port", type=int, default=8000, help="default 8000; 0 takes a free one")
     return top
-
-
-def _chapter_options(new: argparse.ArgumentParser, *, force: bool = True) -> None:
-    new.add_argument("names", nargs="*", metavar="NAME", help="chapters (slugs); default all")
-    new.add_argument("--scale", type=_scale, metavar="SCALE", help="ci, cpu or gpu")
-    if force:
-        new.add_argument("--force", action="store_true", help="run fresh chapters too")
-
-
-def _run_options(new: argparse.ArgumentParser) -> None:
-    cores = joblib.cpu_count()
-    new.add_argument(
-        "--jobs",
-        type=_positive,
-        default=max(1, cores // 2),
-        help="chapters at once; the cores are shared out as threads",
-    )
-    new.add_argument(
-        "--memory",
-        type=_amount,
-        metavar="GIB",
-        help="memory for all chapters at once; default 90%% of what is free",
-    )
-    new.add_argument(
-        "--gpu-memory",
-        type=_amount,
-        metavar="GIB",
-        help="GPU memory for all at once; default 90%% of what is free",
-    )
-    _limit_options(new)
-
-
-def _limit_options(new: argparse.ArgumentParser) -> None:
-    new.add_argument(
-        "--cell-timeout", type=_positive, metavar="S", help="default 300 at ci, 1800 at cpu and gpu"
-    )
-    new.add_argument(
-        "--timeout",
-        type=_positive,
-        metavar="S",
-        help="for one chapter; default 900 at ci, 7200 at cpu and gpu",
-    )
-    new.add_argument(
-        "--grace",
-        type=_amount,
-        default=20.0,
-        metavar="S",
-        help="time beyond the cell timeout before a cell is ended by force",
-    )
-
-
-def _scale(word: str) -> str:
-    try:
-        return check_scale(word)
-    except EngineError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-
-
-def _positive(word: str) -> int:
-    if not word.isdigit() or int(word) < 1:
-        raise argparse.ArgumentTypeError(f"{word!r} is not a whole number above 0")
-    return int(word)
-
-
-def _amount(word: str) -> float:
-    try:
-        value = float(word)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{word!r} is not a number above 0")
-    return value
 
 
 def record(project: Project, options: argparse.Namespace) -> int:

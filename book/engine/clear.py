@@ -13,7 +13,8 @@ from pathlib import Path
 from book.engine import key
 from book.engine.source import Source, tags
 from toolkit.core.runs import code
-from toolkit.core.runs.code_index import MODULE, Index, same, units
+from toolkit.core.runs.code_index import MODULE, Index
+from toolkit.core.runs.code_tree import same, units
 
 
 class Side:

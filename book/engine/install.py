@@ -65,9 +65,14 @@ def _tell(
     chapter = task.chapter
     results = chapter.results(task.scale)
     if task.action == "record":
+        folder = results.parent
+        if task.afresh:
+            folder = lab.emptied(chapter, task.scale, chapter.scratch / "measured")
         try:
-            folder, seconds = results.parent, limits.chapter
+            seconds = limits.chapter
             lab.measure(project, chapter, task.scale, folder, stop, seconds=seconds, show=True)
+            if task.afresh:
+                _bring(folder, results, chapter.times(task.scale))
         except lab.Ended as error:
             return failure(task, str(error), traceback=error.words)
     before = lab.sha256(results)
@@ -79,6 +84,13 @@ def _tell(
         return failure(task, f"{results.name} changed while the page was told from it; run again")
     _install(task, project, limits, result, results, whence)
     return None
+
+
+def _bring(folder: Path, results: Path, times: Path) -> None:
+    """Put what was measured in a folder of its own into place."""
+    if (folder / "times" / times.name).is_file():
+        write(times, (folder / "times" / times.name).read_text(encoding="utf-8"))
+    write(results, (folder / results.name).read_text(encoding="utf-8"))
 
 
 def refresh_chapter(task: Task, project: Project) -> None:

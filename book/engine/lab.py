@@ -20,12 +20,21 @@ from typing import Any
 
 import psutil
 
-from book.engine.project import Chapter, EngineError, Project
+from book.engine.project import Chapter, EngineError, Project, write
 from toolkit.core.runs import code
-from toolkit.core.runs.results import SCHEMA, digests_by_function
+from toolkit.core.runs.results import SCHEMA, digests_by_function, text
 from toolkit.core.runs.results import file_sha256 as sha256
 
-__all__ = ["Ended", "environment", "load", "measure", "same_code", "sha256", "stale_reasons"]
+__all__ = [
+    "Ended",
+    "emptied",
+    "environment",
+    "load",
+    "measure",
+    "same_code",
+    "sha256",
+    "stale_reasons",
+]
 
 STALE_SECONDS = 300
 KEPT_LINES = 40
@@ -67,6 +76,21 @@ def same_code(results: Mapping[str, Any], tracer: code.Tracer) -> bool:
         if digests != {now}:
             return False
     return True
+
+
+def emptied(chapter: Chapter, scale: str, folder: Path) -> Path:
+    """A folder with the results without their runs: a lab measures all of them there.
+
+    What was declared before stays, so that measuring again hides no late claim.
+    """
+    folder.mkdir(parents=True)
+    file = chapter.results(scale)
+    document = load(file) if file.is_file() else {}
+    if document.get("schema") == SCHEMA:
+        for experiment in document["experiments"].values():
+            experiment["jobs"] = []
+        write(folder / file.name, text(document))
+    return folder
 
 
 def command(chapter: Chapter, scale: str, *more: str) -> list[str]:

@@ -64,6 +64,7 @@ class Task:
         numbers: why its numbers are stale, in words; empty when fresh.
         page: why its page is stale, in words; empty when fresh.
         note: why a stale or smaller request is not followed, in words.
+        afresh: whether a lab shall measure also what it has measured with the same code.
     """
 
     source: Source
@@ -74,6 +75,7 @@ class Task:
     page: list[str] = field(default_factory=list)
     note: str = ""
     recorded: dict[str, Any] | None = None
+    afresh: bool = False
 
     @property
     def chapter(self) -> Chapter:
@@ -183,6 +185,7 @@ def _stale(project: Project, source: Source, tracer: Tracer, data: dict, scale: 
         task.numbers = [f"never measured at {at}"]
         return task
     task.numbers = [w for k, w in changed.items() if k in key.NUMBERS]
+    task.afresh = bool(task.numbers)  # the lab knows its code; of packages and data it does not ask
     edited = page is None or not changed.keys().isdisjoint({"code", "format", "cells"})
     if edited or not lab.same_code(lab.load(chapter.results(at)), tracer):
         task.numbers += lab.stale_reasons(project, chapter, at)  # slow, so only where it may be
@@ -214,6 +217,7 @@ def _to_record(task: Task, scale: str | None, force: bool) -> None:
     larger = scale and held and order(scale) > order(held)
     if force or larger or task.numbers or (held is None and task.chapter.lab is None):
         task.action, task.scale = "record", scale or task.scale
+        task.afresh = force or task.afresh
         if held and task.scale != held:
             task.numbers.append(f"scale: {held} -> {task.scale}")
         task.numbers = task.numbers or ["forced"]

@@ -170,13 +170,8 @@ class Toy:
         self.write("toolkit/labs/alpha/__init__.py", "")
         self.write("toolkit/labs/alpha/one.py", _dedent(text))
         self.write("toolkit/__main__.py", _dedent(LAB_COMMAND))
-        for name in (
-            "io.py",
-            "runs/code.py",
-            "runs/code_index.py",
-            "runs/results.py",
-            "runs/jobs.py",
-        ):
+        parts = ("code", "code_index", "code_names", "code_tree", "results", "jobs")
+        for name in ("io.py", *(f"runs/{part}.py" for part in parts)):
             text = (REPOSITORY / "toolkit/core" / name).read_text(encoding="utf-8")
             self.write(f"toolkit/core/{name}", text)
         self.write("toolkit/core/runs/__init__.py", "")

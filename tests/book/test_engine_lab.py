@@ -91,6 +91,18 @@ def test_numbers_measured_without_the_engine_are_told(toy: Toy) -> None:
     assert toy.jobs() == 4
 
 
+def test_other_packages_measure_every_job_again_and_so_does_force(toy: Toy) -> None:
+    toy.write("constraints.txt", "torch==1\n")
+    assert "numbers stale (versions of packages changed)" in toy.engine("list")
+    before = results(toy).read_bytes()
+    toy.engine("record")
+    assert toy.jobs() == 8
+    assert results(toy).read_bytes() == before
+    assert "numbers fresh, page fresh" in toy.engine("list")
+    toy.engine("record", "--force")
+    assert toy.jobs() == 12
+
+
 def test_a_larger_scale_replaces_page_and_results(toy: Toy) -> None:
     toy.engine("record", "one", "--scale", "cpu")
     assert toy.printed("one") == "mean 2.0\n"

@@ -19,7 +19,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from toolkit.core.runs.code_index import FUNCTIONS, MODULE, Binding, Index, References, references
+from toolkit.core.runs.code_index import MODULE, Index
+from toolkit.core.runs.code_names import Binding, References, references
+from toolkit.core.runs.code_tree import FUNCTIONS
 
 PACKAGE = "toolkit"
 OUTSIDE_PARTS = ("core", "labs")
