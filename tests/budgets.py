@@ -9,8 +9,8 @@ on the machine count little. They hold for a machine on which a fixed piece of w
 ``calibration`` seconds; the same work is done before and after the tests, and on a slower machine
 the budgets grow with it. ``TEST_BUDGETS=2`` doubles them, ``TEST_BUDGETS=off`` only prints.
 
-Under ``--dist loadgroup`` what shares work goes to one process: the contracts of a method, the tests
-of a file.
+Under ``--dist loadgroup`` what shares work goes to one process: the contracts of a method, the
+tests of a file.
 """
 
 from __future__ import annotations
