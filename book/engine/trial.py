@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import tempfile
 import threading
@@ -17,6 +18,7 @@ from book.engine.project import Project
 from book.engine.schedule import Budget
 from book.engine.watch import Place, Stopped, run_chapter
 
+VERDICT = re.compile(r"claims\[([^\]]+)\]\.verdict")
 SHOWN = 12  # differences that are printed
 
 
@@ -103,9 +105,12 @@ def _told(task: Task, scale: str, found: Run) -> list[str]:
     chapter = task.chapter
     if task.recorded is None or task.recorded["scale"] != scale:
         there = f"its page is at {task.recorded['scale']}" if task.recorded else "it has no page"
-        values = [f"{k[1]} = {v}" for k, v in found.values.items() if k[0] == "results"]
-        plain = [line for line in values if isinstance(line, str)][:SHOWN]
-        return [f"it runs; {there}, so there is nothing to compare with", *plain]
+        verdicts = [
+            f"claim {match[1]}: {value}"
+            for (kind, path), value in found.values.items()
+            if kind == "results" and (match := VERDICT.fullmatch(str(path)))
+        ]
+        return [f"it runs; {there}, so there is nothing to compare with", *verdicts]
     file = chapter.results(scale)
     results = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
     before = run_of(record.recorded_outputs(chapter), results)
