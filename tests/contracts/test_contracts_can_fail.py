@@ -67,3 +67,25 @@ def test_broken_floor_breaks_its_contract(contract):
     check(contract, case)
     with BROKEN_FLOOR[contract](), pytest.raises(AssertionError, match=contract):
         check(contract, case)
+
+
+CHANGES = {
+    "value": lambda adapted: next(iter(adapted.parameters())).data.add_(1),
+    "flag": lambda adapted: next(iter(adapted.parameters())).requires_grad_(False),
+    "mode": lambda adapted: adapted.model.eval(),
+    "state": lambda adapted: adapted.merge(),
+    "hook": lambda adapted: adapted.model.register_forward_pre_hook(lambda *_: None),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_a_borrowed_model_that_was_changed_is_not_lent_again(change):
+    case = Case(LoRA(rank=3), "linear", 1)
+    with case.borrowed() as first:
+        case.loss(first.model).backward()
+    with case.borrowed() as again:
+        assert again is first
+        assert all(p.grad is None for p in again.model.parameters())
+        change(again)
+    with case.borrowed() as fresh:
+        assert fresh is not first

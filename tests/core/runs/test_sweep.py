@@ -560,7 +560,7 @@ def dask_cluster(workers):
         yield client
 
 
-@pytest.mark.slow
+@pytest.mark.weekly  # every run: the Dask test after this one
 @pytest.mark.timeout(120)
 def test_a_job_that_kills_each_dask_worker_fails_and_no_other(store, marks):
     with dask_cluster(2), pytest.warns(RuntimeWarning, match=r"1 of 8.*'x': 2.*WorkerDied"):
