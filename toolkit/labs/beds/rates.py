@@ -9,6 +9,7 @@ from __future__ import annotations
 
 RATES: dict[str, dict[str, float]] = {
     "characters": {"head": 8e-2, "lora": 1.6e-2, "full": 4e-3, "full_twice": 4e-3},
+    "speech": {"head": 0.128, "lora": 8e-3, "full": 4e-3, "full_twice": 4e-3},
     "images_vit_rotated": {"head": 0.12, "lora": 8e-3, "full": 4e-3, "full_twice": 4e-3},
 }
 """Bed -> arm -> rate, for scales ``cpu`` and ``gpu``."""
