@@ -68,7 +68,7 @@ def measured(lab, folder, **options):
 def test_a_lab_is_measured_once_and_told_from_its_results(folder, monkeypatch):
     done = measured(toy(), folder)
     assert done.ran == 18
-    assert not (folder / "work").exists()
+    assert not (folder / "running").exists()
     text = (folder / "toy.cpu.json").read_text()
     again = measured(toy(), folder)
     assert again.ran == 0

@@ -242,7 +242,7 @@ def measure(
         n_jobs = size.threads if size.name == "cpu" else 1
     if work is None and folder is not None:
         # absolute, since workers of a cluster run in other folders
-        work = folder.resolve() / "work" / f"{lab.slug}.{size.name}"
+        work = folder.resolve() / "running" / f"{lab.slug}.{size.name}"
     declared = evidence.declare(lab.claims)  # before anything runs: bad claims cost no run
     start = time.monotonic()
     options = {"folder": work, "n_jobs": n_jobs, "progress": progress, "look_only": look_only}
