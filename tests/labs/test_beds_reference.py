@@ -86,25 +86,23 @@ def test_the_search_is_the_same_for_every_arm_and_sees_validation_only(
 def test_a_measurement_from_the_command_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command.main(["texts", "--scale", "ci", "--seeds", "2", "--to", str(tmp_path)])
+    told = ["texts", "--scale", "ci", "--to", str(tmp_path), "--jobs", "1"]
+    command.main([*told, "--seeds", "2"])
     printed = capsys.readouterr().out
     assert all(title in printed for title in arms.TITLES.values())
-    found = json.loads((tmp_path / "texts.ci.json").read_text())
+    found = json.loads((tmp_path / "beds" / "texts.ci.json").read_text())
     assert found["schema"] == 2
-    assert len(found["experiments"]["texts"]["jobs"]) == 2 * len(arms.NAMES)
-    seconds = json.loads((tmp_path / "times" / "texts.ci.json").read_text())
-    assert set(seconds) == set(arms.NAMES)
-    found["experiments"]["texts"]["jobs"][1]["record"]["test"] = 7.0
-    (tmp_path / "texts.ci.json").write_text(json.dumps(found))
-    command.main(["texts", "--scale", "ci", "--seeds", "3", "--to", str(tmp_path)])
-    more = json.loads((tmp_path / "texts.ci.json").read_text())["experiments"]["texts"]["jobs"]
-    assert len(more) == 3 * len(arms.NAMES)
-    assert more[1]["record"]["test"] == 7.0  # kept, not run again
-    command.main(["texts", "--scale", "ci", "--seeds", "2", "--to", str(tmp_path), "--again"])
-    anew = json.loads((tmp_path / "texts.ci.json").read_text())["experiments"]["texts"]["jobs"]
-    assert anew[1]["record"]["test"] < 1
+    assert found["provenance"][0]["threads"] == 1
+    jobs = found["experiments"]["texts"]["jobs"]
+    assert len(jobs) == 2 * len(arms.NAMES)
+    times = tmp_path / "times" / "beds" / "texts.ci.json"
+    assert len(json.loads(times.read_text())["jobs"]) == len(jobs)
+    command.main([*told, "--seeds", "3"])
+    more = json.loads((tmp_path / "beds" / "texts.ci.json").read_text())
+    assert more["experiments"]["texts"]["jobs"][: len(jobs)] == jobs  # kept, not run again
+    assert len(json.loads(times.read_text())["jobs"]) == 3 * len(arms.NAMES)
     with pytest.raises(SystemExit):
-        command.main(["texts", "--scale", "ci", "--seeds", "1", "--to", str(tmp_path)])
+        command.main([*told, "--seeds", "1"])
 
 
 @pytest.mark.parametrize("name", sorted(RATES))

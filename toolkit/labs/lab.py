@@ -199,12 +199,20 @@ def tracer() -> Tracer:
     return Tracer(ROOT)
 
 
-def _runs(lab: Lab, scale: Scale, store: Path | None, **options: Any) -> Runs:
+def open_runs(slug: str, scale: Scale, store: Path | None, **options: Any) -> Runs:
+    """The runs of a lab or a bed of this project, with what its store holds.
+
+    Args:
+        slug: its name.
+        scale: the scale.
+        store: folder of results; None for none.
+        **options: of :class:`~toolkit.core.runs.measure.Runs`.
+    """
     return Runs(
-        lab.slug, scale.name,
+        slug, scale.name,
         provenance=provenance(ROOT, scale.device.type),
         code=tracer().of_function,
-        known=results.read(store, lab.slug, scale.name),
+        known=results.read(store, slug, scale.name),
         limit=LIMIT[scale.name],
         strict=scale.name != "ci",
         **options,
@@ -246,27 +254,15 @@ def measure(
     declared = evidence.declare(lab.claims)  # before anything runs: bad claims cost no run
     start = time.monotonic()
     options = {"folder": work, "n_jobs": n_jobs, "progress": progress, "look_only": look_only}
-    with _runs(lab, size, folder, **options) as runs:
+    with open_runs(lab.slug, size, folder, **options) as runs:
         lab.measure(runs, size)
         document = runs.document() | judged(lab, runs.document(), declared, folder)
         done = Measurement(document, runs.ran, round(time.monotonic() - start, 1))
-        seconds = dict(runs.seconds)
     if folder is not None:
-        before = results.read_times(folder, lab.slug, size.name)
-        kept = {job["check"] for e in document["experiments"].values() for job in e["jobs"]}
-        known = {name: took for name, took in before.get("jobs", {}).items() if name in kept}
-        results.write_times(
-            folder, lab.slug, size.name,
-            {
-                "recorded": _today() if done.ran else before.get("recorded", _today()),
-                "verified": None if done.ran else before.get("verified"),
-                "seconds": done.seconds if done.ran else before.get("seconds", done.seconds),
-                "jobs": known | seconds,
-            },
-        )  # fmt: skip
+        write_times(folder, lab.slug, size.name, runs, done.seconds)
         results.write(folder, document)
         if not look_only:
-            _clear(work)
+            clear(work)
     return done
 
 
@@ -304,7 +300,7 @@ def stale(lab: Lab, scale: str, folder: Path) -> list[str]:
     size = _scale_without_device(scale)
     if results.read(folder, lab.slug, scale) is None:
         return [f"no results at scale {scale}"]
-    with _runs(lab, size, folder, look_only=True, progress=False) as runs:
+    with open_runs(lab.slug, size, folder, look_only=True, progress=False) as runs:
         try:
             lab.measure(runs, size)
         except Missing as missing:
@@ -372,11 +368,34 @@ def search_seeds(base: int = 0, n: int = 3) -> list[int]:
     return list(range(base + 900, base + 900 + n))
 
 
+def write_times(
+    folder: Path, slug: str, scale: str, runs: Runs, seconds: float | None = None
+) -> None:
+    """Write when the numbers were measured and how long each run took, beside the results.
+
+    What was not run now keeps its day and its seconds.
+
+    Args:
+        folder: of results.
+        slug, scale: whose.
+        runs: the runs, ended.
+        seconds: of the whole measurement; left out, the sum of its runs.
+    """
+    before = results.read_times(folder, slug, scale)
+    kept = {job["check"] for e in runs.document()["experiments"].values() for job in e["jobs"]}
+    known = {name: took for name, took in before.get("jobs", {}).items() if name in kept}
+    took = round(sum(runs.seconds.values()), 1) if seconds is None else seconds
+    new = {"recorded": _today(), "verified": None, "seconds": took}
+    if not runs.ran:
+        new |= {name: before[name] for name in new if name in before}
+    results.write_times(folder, slug, scale, new | {"jobs": known | runs.seconds})
+
+
 def _today() -> str:
     return datetime.datetime.now(datetime.UTC).date().isoformat()
 
 
-def _clear(work: Path) -> None:
+def clear(work: Path) -> None:
     """Remove the kept jobs: all of them stand in the results now."""
     shutil.rmtree(work, ignore_errors=True)
     with contextlib.suppress(OSError):  # other labs are at work there, or none ever was

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import functools
-import json
-import os
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,8 +11,11 @@ from typing import Any
 import numpy as np
 
 from toolkit.core import trials
+from toolkit.core.runs import results
+from toolkit.core.scale import scale as named_scale
 from toolkit.labs.beds import arms, characters, images, speech, texts
 from toolkit.labs.beds.rates import RATES
+from toolkit.labs.lab import clear, open_runs, write_times
 
 BEDS: dict[str, tuple[ModuleType, dict[str, Any]]] = {
     "characters": (characters, {}),
@@ -108,49 +108,44 @@ def measure(
     name: str,
     scale: str = "cpu",
     seeds: Sequence[int] = range(8),
-    save: Callable[[dict[str, Any], dict[str, float]], None] | None = None,
-    kept: Sequence[dict[str, Any]] = (),
+    folder: Path | None = None,
+    n_jobs: int | None = None,
 ) -> tuple[dict[str, Any], dict[str, float]]:
-    """Run every reference arm.
+    """Run what is missing of every reference arm, and keep it as a lab keeps its runs.
 
     Args:
         name: of the bed.
         scale: "ci", "cpu" or "gpu".
         seeds: none of them a tuning seed.
-        save: called after each seed with what is measured so far.
-        kept: jobs of an earlier measurement by the same code; a job with the same arguments is
-            taken from there.
+        folder: of results; the bed's lie below it in ``beds``. None keeps nothing.
+        n_jobs: at once, one thread each; left out, 1 at ``ci``, else one per core.
 
     Returns:
-        The results as they are stored, and the mean processor seconds of a run by arm, of the
-        jobs that ran.
+        The results as they are stored, and the mean seconds of a run by arm, of the jobs that ran.
 
     Raises:
         ValueError: an unknown bed, or a seed that rates were tuned with.
+        toolkit.core.runs.measure.JobsFailed: jobs failed; the others are kept.
     """
     module, _ = bed(name)
-    if set(seeds) & set(TUNING_SEEDS):
-        raise ValueError(f"seeds: {sorted(set(seeds) & set(TUNING_SEEDS))} are tuning seeds")
-    done: list[dict[str, Any]] = []
-    spent: dict[str, list[float]] = {arm: [] for arm in arms.NAMES}
-    found: dict[str, Any] = {}
-    seconds: dict[str, float] = {}
-    for seed in seeds:
-        for job in jobs(name, scale, [seed]):
-            old = next((one for one in kept if one["args"] == job), None)
-            begun = time.process_time()
-            done.append(old or {"args": job, "record": module.adapt(**job), "error": None})
-            if old is None:
-                spent[job["arm"]].append(time.process_time() - begun)
-        found = {
-            "schema": 2, "slug": f"beds/{name}", "scale": scale, "judged": module.JUDGED,
-            "experiments": {name: {"function": f"{module.__name__}.adapt", "jobs": list(done)}},
-            "seeds": {name: sorted({job["args"]["seed"] for job in done})},
-        }  # fmt: skip
-        seconds = {arm: float(np.mean(taken)) for arm, taken in spent.items() if taken}
-        if save is not None:
-            save(found, seconds)
-    return found, seconds
+    if shared := sorted(set(seeds) & set(TUNING_SEEDS)):
+        raise ValueError(f"seeds: {shared} are tuning seeds")
+    size, slug = named_scale(scale), f"beds/{name}"
+    if n_jobs is None:
+        n_jobs = 1 if size.name == "ci" else size.threads
+    work = folder and folder.resolve() / "running" / f"{name}.{scale}"
+    with open_runs(slug, size, folder, folder=work, n_jobs=n_jobs) as runs:
+        runs.table(name, module.adapt, jobs(name, scale, seeds))
+        found = runs.document() | {"judged": module.JUDGED, "seeds": {name: list(seeds)}}
+        spent: dict[str, list[float]] = {}
+        for job in found["experiments"][name]["jobs"]:
+            if job["check"] in runs.seconds:
+                spent.setdefault(job["args"]["arm"], []).append(runs.seconds[job["check"]])
+        if folder is not None:
+            write_times(folder, slug, scale, runs)
+            results.write(folder, found)
+            clear(work)
+    return found, {arm: float(np.mean(taken)) for arm, taken in spent.items()}
 
 
 def per_seed(found: Mapping[str, Any], key: str) -> dict[str, np.ndarray]:
@@ -237,15 +232,3 @@ def differences(found: Mapping[str, Any]) -> Any:
                 "20 seeds settle": f"{factor(20) * spread:.{digits}f}",
             })  # fmt: skip
     return pd.DataFrame(rows)
-
-
-def write(path: Path, content: Mapping[str, Any]) -> None:
-    """A JSON file, written beside its place and moved there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f"{path.name}.part")
-    with beside.open("w", encoding="utf-8") as stream:
-        json.dump(content, stream, indent=1)
-        stream.write("\n")
-        stream.flush()
-        os.fsync(stream.fileno())
-    beside.replace(path)
