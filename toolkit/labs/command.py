@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import warnings
 from pathlib import Path
 
 
@@ -41,6 +42,8 @@ def main(arguments: argparse.Namespace) -> int:
     from toolkit.core.runs.measure import JobsFailed, Missing
     from toolkit.labs import lab as labs
 
+    # joblib replaces a worker whose memory has grown; its job runs again in the new one
+    warnings.filterwarnings("ignore", message="A worker stopped")
     found = labs.lab(arguments.slug)
     folder = arguments.results or labs.results_folder()
     if folder is None:
