@@ -184,7 +184,9 @@ def _stale(project: Project, source: Source, tracer: Tracer, data: dict, scale: 
     if not chapter.results(at).is_file():
         task.numbers = [f"never measured at {at}"]
         return task
-    task.numbers = [w for k, w in changed.items() if k in key.NUMBERS]
+    # a page from before its chapter had a lab says nothing about the lab's numbers
+    told = page is not None and isinstance(page.get("results"), dict)
+    task.numbers = [w for k, w in changed.items() if told and k in key.NUMBERS]
     task.afresh = bool(task.numbers)  # the lab knows its code; of packages and data it does not ask
     edited = page is None or not changed.keys().isdisjoint({"code", "format", "cells"})
     if edited or not lab.same_code(lab.load(chapter.results(at)), tracer):
