@@ -208,7 +208,7 @@ def table(found: Mapping[str, Any], seconds: Mapping[str, float] | None = None) 
             row[title] = f"{values.mean():.{digits}f}"
             row[f"deviation over seeds: {title}"] = f"{spread:.{digits}f}"
         if seconds and arm in seconds:
-            row["processor seconds a run"] = f"{seconds[arm]:.1f}"
+            row["seconds a run"] = f"{seconds[arm]:.1f}"
         rows.append(row)
     return pd.DataFrame(rows)
 
