@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from toolkit.labs.beds import arms, reference
+from toolkit.labs.beds import arms
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -36,7 +36,7 @@ def results(tmp_path: Path) -> Path:
         for seed in range(3) for place, arm in enumerate(arms.NAMES)
     ]  # fmt: skip
     found = {"experiments": {"characters": {"jobs": jobs}}, "seeds": {"characters": [0, 1, 2]}}
-    reference.write(folder / "characters.cpu.json", found)
+    (folder / "characters.cpu.json").write_text(json.dumps(found), encoding="utf-8")
     return tmp_path
 
 

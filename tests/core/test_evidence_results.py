@@ -54,10 +54,10 @@ def test_importing_evidence_loads_nothing_heavy():
 # ---------------------------------------------------------------- loading
 def test_both_schemas_load_in_one_form(tmp_path):
     put(tmp_path, second(claims=[holding()], facts=[Fact("count", "So many.", True, 384)]))
-    earlier = json.loads((ROOT / "book/results/lora.cpu.json").read_text())
+    earlier = json.loads((ROOT / "book/results/adalora.cpu.json").read_text())
     put(tmp_path, earlier)
     old, new = evidence.load_results(tmp_path)
-    assert (old["schema"], old["slug"], new["schema"], new["slug"]) == (1, "lora", 2, "toy")
+    assert (old["schema"], old["slug"], new["schema"], new["slug"]) == (1, "adalora", 2, "toy")
     assert set(old) == set(new)
     shared = set(new["claims"][0]) - {"quantity", "than", "scale", "better", "hash"}
     assert shared <= set(old["claims"][0])
