@@ -6,6 +6,8 @@ READY := $(VENV)/.installed
 RUN := $(BIN)/python -m book.engine
 # chapters and tests set their own thread counts; this keeps the rest from oversubscribing cores
 export TOKENIZERS_PARALLELISM := false
+# tests start hundreds of processes: without compiled modules each would compile them anew
+unexport PYTHONDONTWRITEBYTECODE
 # tests run on all cores up to four, what belongs together in one process; WORKERS=0 for one alone
 WORKERS ?= logical
 TESTS := $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist loadgroup --no-loadscope-reorder

@@ -156,6 +156,7 @@ def test_a_page_of_other_code_than_the_base_is_not_renewed(toy: Toy) -> None:
     assert verified(toy) is None
 
 
+@pytest.mark.weekly
 def test_other_causes_than_code_are_not_renewed(toy: Toy) -> None:
     toy.write("constraints.txt", "torch==1\n")
     assert "not renewed: versions of packages changed" in toy.engine("verify", "--base", "HEAD")
@@ -183,6 +184,7 @@ def test_cells_may_differ_in_import_lines_only(
     assert same_cells(before, read(chapter)) is same
 
 
+@pytest.mark.weekly
 def test_a_page_of_format_1_is_renewed_by_the_files_it_names(toy: Toy) -> None:
     page = toy.page("two")
     parts = page["metadata"]["provenance"]["parts"]
@@ -266,12 +268,14 @@ def test_no_repository(tmp_path: Path) -> None:
     assert "is no git repository" in toy.engine("verify", "--base", "HEAD", code=2)
 
 
+@pytest.mark.weekly
 def test_a_chapter_that_fails_on_a_side_says_which(toy: Toy) -> None:
     toy.edit(LAYERS_FILE, "return side * side", "return side / 0")
     said = toy.engine("verify", "--base", "HEAD", code=1)
     assert "failed: today: alpha/two, code cell 3 of 4: ZeroDivisionError" in said
 
 
+@pytest.mark.weekly
 def test_an_interrupted_run_leaves_no_tree_and_whole_files(toy: Toy) -> None:
     kept = toy.text("two")
     gate = toy.root / "gate"

@@ -603,7 +603,7 @@ def test_dask_with_a_worker_killed_in_the_middle_gives_the_same_table(store, mar
     same(collect(store), table)
 
 
-@pytest.mark.slow
+@pytest.mark.weekly
 @pytest.mark.timeout(120)
 def test_ray_gives_the_same_table(store, marks, local, monkeypatch):
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
