@@ -16,19 +16,10 @@ from docutils.parsers.rst import directives
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
+from toolkit.core import catalogue
+
 BOOK = "book"
-PARTS = (
-    "lowrank",
-    "reparam",
-    "select",
-    "insert",
-    "merge",
-    "diagnose",
-    "learn",
-    "generate",
-    "control",
-    "overview",
-)
+PARTS = (*catalogue.PARTS, "overview")
 COLUMNS = ("Claim", "Whose", "Where", "Ours", "Margin", "Verdict")
 
 
