@@ -22,6 +22,8 @@ ARGUMENTS = (
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+    # what is not on this machine has no address: nothing leaves it, and nothing waits
+    "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1",
 )
 # What a page is, read in the browser. A hidden copy of the title exists for print only.
 FACTS = """() => {
@@ -83,6 +85,15 @@ class Visit:
     console: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
 
+    def resize(self, width: int) -> None:
+        """Make the window this wide, and wait until what moves has come to rest."""
+        self.page.set_viewport_size({"width": width, "height": 900})
+        self.page.evaluate(
+            "() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
+            ".then(() => Promise.allSettled(document.getAnimations().map((a) => a.finished)))"
+            ".then(() => true)"
+        )
+
     def problems(self) -> list[str]:
         """Everything wrong with the page, in words; an empty list for a good one."""
         found = [f"asks another site: {url}" for url in self.outside]
@@ -115,7 +126,7 @@ def visit(
     scripts: bool = True,
     block: str = "",
 ) -> Iterator[Visit]:
-    """Open a page; whatever leaves ``origin`` is stopped and recorded.
+    """Open a page; a request that leaves ``origin`` is recorded, and finds nobody.
 
     Args:
         browser: A running browser.
@@ -125,28 +136,37 @@ def visit(
         scripts: Whether JavaScript runs.
         block: Part of an address that is refused, to see what the page does without it.
     """
-    context = browser.new_context(
-        viewport={"width": width, "height": 900}, java_script_enabled=scripts
-    )
-    seen = Visit(context.new_page())
+    page = _page(browser, scripts)
+    page.set_viewport_size({"width": width, "height": 900})
+    seen = Visit(page)
+    own = (origin, "data:", "blob:")
+    begun: set[Any] = set()
+    ended: set[Any] = set()
 
-    def refuse(route: Any) -> None:
-        seen.outside.append(route.request.url)
-        route.abort()
+    def begins(request: Any) -> None:
+        begun.add(request)
+        if not request.url.startswith(own):
+            seen.outside.append(request.url)
 
-    # by patterns that the browser's driver matches itself: what belongs here is not slowed down
-    context.route(re.compile(rf"^(?!{re.escape(origin)}|data:|blob:)"), refuse)
+    def fails(request: Any) -> None:
+        ended.add(request)
+        if request in begun and request.url.startswith(own):  # not one of the page before
+            seen.failed.append(request.url)
+
+    listeners = {
+        "request": begins,
+        "requestfinished": lambda request: ended.add(request),
+        "requestfailed": fails,
+        "console": lambda m: m.type in ("error", "warning") and seen.console.append(m.text),
+        "pageerror": lambda error: seen.errors.append(str(error)),
+        "response": lambda r: r.status >= 400 and seen.failed.append(f"{r.status} {r.url}"),
+    }
     if block:
-        context.route(re.compile(re.escape(origin) + ".*" + re.escape(block)), lambda r: r.abort())
-    page = seen.page
-    open_requests: set[Any] = set()
-    page.on("request", lambda r: open_requests.add(r))
-    page.on("requestfinished", lambda r: open_requests.discard(r))
-    page.on("requestfailed", lambda r: open_requests.discard(r))
-    page.on("console", lambda m: m.type in ("error", "warning") and seen.console.append(m.text))
-    page.on("pageerror", lambda error: seen.errors.append(str(error)))
-    page.on("requestfailed", lambda request: seen.failed.append(request.url))
-    page.on("response", lambda r: r.status >= 400 and seen.failed.append(f"{r.status} {r.url}"))
+        page.route(re.compile(re.escape(origin) + ".*" + re.escape(block)), lambda r: r.abort())
+    if "#" in path:  # from the same page it would be a jump, not a visit
+        page.goto("about:blank")
+    for event, listener in listeners.items():
+        page.on(event, listener)
     try:
         page.goto(origin + path, wait_until="load")
         if scripts:
@@ -158,23 +178,33 @@ def visit(
                 "() => [...document.querySelectorAll('.explorer')]"
                 ".every((e) => ['drawn', 'failed'].includes(e.dataset.state))"
             )
-            _settle(page, open_requests)
+            _settle(page, lambda: begun - ended)
         yield seen
     finally:
-        context.close()
+        for event, listener in listeners.items():
+            page.remove_listener(event, listener)
+        page.unroute_all()
 
 
-def _settle(page: Any, open_requests: set[Any], rounds: int = 500) -> None:
+def _page(browser: Any, scripts: bool) -> Any:
+    """The one page for all visits: a new one costs a process and compiles every script anew."""
+    kept = browser.__dict__.setdefault("pages_of_visits", {})
+    if scripts not in kept:
+        kept[scripts] = browser.new_context(java_script_enabled=scripts).new_page()
+    return kept[scripts]
+
+
+def _settle(page: Any, open_requests: Callable[[], set[Any]], rounds: int = 500) -> None:
     """Wait until no request is open and none begins while two frames are drawn."""
     quiet = 0
     for _ in range(rounds):
         page.evaluate(
             "() => new Promise((done) => requestAnimationFrame(() => setTimeout(done, 10)))"
         )
-        quiet = 0 if open_requests else quiet + 1
+        quiet = 0 if open_requests() else quiet + 1
         if quiet == 3:
             return
-    raise AssertionError(f"requests that never end: {[r.url for r in open_requests]}")
+    raise AssertionError(f"requests that never end: {[r.url for r in open_requests()]}")
 
 
 def changes(block: Any, press: Callable[[], None]) -> bool:

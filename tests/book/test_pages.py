@@ -34,15 +34,11 @@ def pages() -> list[str]:
     return [f"{Path(name).with_suffix('')}.html" for name in toc(table)]
 
 
-@pytest.mark.parametrize("path", pages())
-def test_page(browser, site, path):
+@pytest.mark.parametrize("path", [p for p in pages() if "/notebooks/" not in p])
+def test_page_wide_and_on_a_phone(browser, site, path):
     with visit(browser, site, path) as seen:
         assert seen.problems() == []
-
-
-@pytest.mark.parametrize("path", [p for p in pages() if "/notebooks/" not in p])
-def test_page_on_a_phone(browser, site, path):
-    with visit(browser, site, path, PHONE) as seen:
+        seen.resize(PHONE)
         assert seen.problems() == []
 
 
@@ -52,8 +48,12 @@ def test_the_first_address_leads_to_the_first_page(browser, site):
 
 
 @pytest.mark.parametrize("path", [p for p in pages() if "/notebooks/" in p])
-def test_chapter_on_a_phone_its_explorers_answer_and_its_exercises_open(browser, site, path):
-    with visit(browser, site, path, PHONE) as seen:
+def test_chapter_wide_and_on_a_phone_its_explorers_answer_and_its_exercises_open(
+    browser, site, path
+):
+    with visit(browser, site, path) as seen:
+        assert seen.problems() == []
+        seen.resize(PHONE)
         assert seen.problems() == []
         blocks = seen.page.locator(".explorer")
         assert blocks.count() >= 1

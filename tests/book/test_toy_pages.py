@@ -165,12 +165,12 @@ FAULTS = {
 @pytest.mark.parametrize("words", FAULTS)
 def test_a_seeded_fault_is_caught(browser, toy, tmp_path_factory, words):
     folder = _toy_folder(tmp_path_factory)
-    page = folder / "book" / "intro.html"
-    clean = page.read_text(encoding="utf-8")
+    clean = (folder / "book" / "intro.html").read_text(encoding="utf-8")
     faulty = clean.replace("</article>", f"{FAULTS[words]}</article>", 1)
     assert faulty != clean
-    (folder / "book" / "faulty.html").write_text(faulty, encoding="utf-8")
-    with served(folder) as origin, visit(browser, origin, "book/faulty.html") as seen:
+    name = f"book/faulty_{list(FAULTS).index(words)}.html"
+    (folder / name).write_text(faulty, encoding="utf-8")
+    with visit(browser, toy, name) as seen:
         assert any(words in problem for problem in seen.problems())
 
 
