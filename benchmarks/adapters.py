@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import toolkit
 from benchmarks.timing import alternate, compare, emit, peak_bytes, tensor_bytes
 from toolkit import AdaLoRA, IncreLoRA, LoRA, LoRAGGPO, LoRAPro, TriAdaptLoRA, adapt, catalogue
-from toolkit.core.catalogue import hyperparameters
+from toolkit.core.declare.catalogue import hyperparameters
 
 RANK, LAST = 8, 1_000_000
 

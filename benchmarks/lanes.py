@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from benchmarks.timing import alternate, compare, emit
 from toolkit.core import nets
-from toolkit.core.lane_nets import lane
 from toolkit.core.lanes import Lane, train
+from toolkit.core.lanes.nets import lane
 from toolkit.core.seeds import generator
 
 Make = Callable[[torch.Generator], nn.Module]

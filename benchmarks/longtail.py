@@ -12,10 +12,13 @@ from torch import Tensor
 
 from benchmarks.lanes import separate
 from benchmarks.timing import alternate, compare, emit
-from toolkit.core import data, stream
+from toolkit.core import data
 from toolkit.core.lanes import Lane, stack
+from toolkit.core.nets import residual as stream
 from toolkit.core.seeds import generator
 from toolkit.diagnose import longtail_bias as lt
+from toolkit.labs.diagnose import experiment as lab
+from toolkit.labs.diagnose.world import Design, DigitPairs
 
 SGD = {"batch": 32, "schedule": "cosine", "weight_decay": 5e-4}
 TENTH = {"pretrain_epochs": 1, "tune_epochs": 2}  # of the chapter's 10 and 20
@@ -23,17 +26,15 @@ TENTH = {"pretrain_epochs": 1, "tune_epochs": 2}  # of the chapter's 10 and 20
 
 def setting(
     seeds: range, digits: int = 10
-) -> tuple[lt.Design, dict[int, lt.DigitPairs], dict[str, float]]:
+) -> tuple[Design, dict[int, DigitPairs], dict[str, float]]:
     """Networks, worlds and rates of the chapter at scale cpu."""
     found, classes = data.load("digits"), digits**2
     glyphs = torch.cat([torch.as_tensor(x) for x in (found.x_train, found.x_test)])
     names = torch.cat([torch.as_tensor(y) for y in (found.y_train, found.y_test)])
-    worlds = {s: lt.DigitPairs(glyphs, names, generator(s, "world"), digits) for s in seeds}
+    worlds = {s: DigitPairs(glyphs, names, generator(s, "world"), digits) for s in seeds}
     body = partial(stream.residual_mlp, 128, 64, 2, classes)
-    design = lt.Design(
-        body, classes, 64, 16, 16.0, Lane(lr=0.1, **SGD), Lane(lr=0.01, **SGD), **TENTH
-    )
-    return design, worlds, dict.fromkeys(lt.MENU, 0.01)
+    design = Design(body, classes, 64, 16, 16.0, Lane(lr=0.1, **SGD), Lane(lr=0.01, **SGD), **TENTH)
+    return design, worlds, dict.fromkeys(lab.MENU, 0.01)
 
 
 def one_by_one(*arguments, workers: int, optimizer: str = "sgd", **options) -> SimpleNamespace:
@@ -47,12 +48,12 @@ def experiment(rounds: int, threads: int, name: str, seeds: int = 5) -> None:
     design, worlds, rates = setting(range(seeds))
     alone = replace(design, train=one_by_one)
     arms = {
-        "lanes": lambda: lt.experiment(design, worlds, lt.Plan(), rates),
-        "separate": lambda: lt.experiment(alone, worlds, lt.Plan(), rates),
+        "lanes": lambda: lab.experiment(design, worlds, lab.Plan(), rates),
+        "separate": lambda: lab.experiment(alone, worlds, lab.Plan(), rates),
     }
     few = {0: worlds[0]}
-    plan = lt.Plan(models=2, valid=5, test=5)
-    pair = [lt.experiment(d, few, plan, rates, ("CE", "LA"))[0] for d in (design, alone)]
+    plan = lab.Plan(models=2, valid=5, test=5)
+    pair = [lab.experiment(d, few, plan, rates, ("CE", "LA"))[0] for d in (design, alone)]
     gap = max((pair[0].logits[a] - pair[1].logits[a]).abs().max().item() for a in pair[0].logits)
     times = alternate(arms, rounds, 0, torch.device("cpu"))
     emit(compare(

@@ -188,7 +188,9 @@ class Budgets:
         part, stem = path.parent.name, path.stem.removeprefix("test_")
         home = self.config.rootpath / "toolkit" / part
         for slug, names in self.table.methods.items():
-            if stem in names and (home / f"{slug}.py").is_file():
+            if stem in names and any(
+                (home / f).is_file() for f in (f"{slug}.py", f"{slug}/__init__.py")
+            ):
                 return slug
         while stem:
             if (home / f"{stem}.py").is_file() or (home / stem / "__init__.py").is_file():

@@ -17,12 +17,12 @@ from typing import Any
 __version__ = "0.1.0"
 
 _EXPORTS = {
-    "adapt": "toolkit.core.adapted",
-    "Adapted": "toolkit.core.adapted",
-    "load": "toolkit.core.files",
-    "save_peft": "toolkit.core.peft_format",
-    "load_peft": "toolkit.core.peft_format",
-    "catalogue": "toolkit.core.catalogue",
+    "adapt": "toolkit.core.adapt.model",
+    "Adapted": "toolkit.core.adapt.model",
+    "load": "toolkit.core.adapt.load",
+    "save_peft": "toolkit.core.adapt.peft",
+    "load_peft": "toolkit.core.adapt.load",
+    "catalogue": "toolkit.core.declare.catalogue",
 }
 
 
@@ -32,7 +32,7 @@ def __getattr__(name: str) -> Any:
     if name in _EXPORTS:
         module = importlib.import_module(_EXPORTS[name])
         return getattr(module, name)
-    from toolkit.core.catalogue import find_class
+    from toolkit.core.declare.catalogue import find_class
 
     found = find_class(name)
     if found is None:
@@ -43,6 +43,6 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    from toolkit.core.catalogue import catalogue
+    from toolkit.core.declare.catalogue import catalogue
 
     return sorted([*_EXPORTS, *(entry.class_name for entry in catalogue())])

@@ -8,7 +8,7 @@ import json
 import sys
 from typing import Any
 
-from toolkit.core.catalogue import Entry, Hyper, broken, catalogue, entry
+from toolkit.core.declare.catalogue import Entry, Hyper, broken, catalogue, entry
 from toolkit.labs import command as lab_command
 
 
@@ -128,8 +128,8 @@ def trial(e: Entry, chosen: dict[str, Any], steps: int, lr: float, seed: int) ->
     """
     import torch
 
-    from toolkit.core.adapted import adapt
-    from toolkit.core.data import planted_teacher
+    from toolkit.core.adapt.model import adapt
+    from toolkit.core.nets import planted_teacher
 
     if steps < 1:
         raise ValueError(f"--steps {steps}: train for at least one step")

@@ -122,7 +122,7 @@ def links(job: dict[str, Any]) -> dict[str, str]:
     """Paper and official code: from the catalogue for a method, else from the front matter."""
     found = {name: job[name] for name in ("paper", "code") if job.get(name)}
     try:
-        from toolkit.core.catalogue import catalogue
+        from toolkit import catalogue
     except ImportError:  # a project without a catalogue
         return found
     for entry in catalogue():

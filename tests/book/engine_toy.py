@@ -23,7 +23,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 TOOLKIT = {
     "toolkit/__init__.py": """
         __version__ = "9.8.7"
-        _EXPORTS = {"adapt": "toolkit.core.adapted", "catalogue": "toolkit.core.catalogue"}
+        _EXPORTS = {"adapt": "toolkit.core.adapted", "catalogue": "toolkit.core.declare.catalogue"}
 
         def __getattr__(name):
             import importlib
@@ -36,10 +36,11 @@ TOOLKIT = {
             raise AttributeError(name)
         """,
     "toolkit/core/__init__.py": "",
+    "toolkit/core/declare/__init__.py": "",
     "toolkit/core/adapted.py": "from toolkit.core.layers import WIDTH\ndef adapt(): return WIDTH\n",
     "toolkit/core/layers.py": "WIDTH = 3\n",
     "toolkit/core/show.py": "def later():\n    from toolkit.core.layers import WIDTH\n",
-    "toolkit/core/catalogue.py": """
+    "toolkit/core/declare/catalogue.py": """
         import types
         def catalogue():
             return [types.SimpleNamespace(slug="one", arxiv="2101.00001", code="them/one")]

@@ -16,7 +16,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 
 from tests.book import ledger_toy
 from toolkit.core import evidence, show
-from toolkit.core.controls import controls
+from toolkit.core.show.live import controls
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = "import sys; from jupyter_book.cli.main import main; sys.exit(main())"

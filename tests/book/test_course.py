@@ -15,13 +15,13 @@ from book.engine import course
 from book.engine.project import Chapter, EngineError, Project
 from book.engine.source import read
 from tests.book.engine_toy import REPOSITORY, Toy
-from toolkit.core import exercise
+from toolkit.core.show import exercise
 
 FIXTURE = [
     "\n## Exercises\n\n### Exercise 1: double it\n\nWrite `double`.\n",
     """
     :tags: [check]
-    from toolkit.core import exercise
+    from toolkit.core.show import exercise
 
     @exercise.check
     def check_double(answer):
@@ -105,7 +105,7 @@ def test_a_leaked_solution_would_be_seen(tmp_path: Path, monkeypatch: pytest.Mon
 def test_both_sets_are_written_and_the_former_ones_removed(tmp_path: Path) -> None:
     toy = Toy(tmp_path)
     fixture(toy)
-    toy.write("toolkit/core/exercise.py", Path(exercise.__file__).read_text(encoding="utf-8"))
+    toy.write("toolkit/core/show/exercise.py", Path(exercise.__file__).read_text(encoding="utf-8"))
     old = toy.write("_build/course/student/alpha/gone.ipynb", "{}")
     command = toy.start("course")
     said, _ = command.communicate(timeout=60)
@@ -132,7 +132,7 @@ def test_both_sets_are_written_and_the_former_ones_removed(tmp_path: Path) -> No
 
 def test_the_instructor_sees_the_recorded_outputs(tmp_path: Path) -> None:
     toy = Toy(tmp_path)
-    toy.write("toolkit/core/exercise.py", Path(exercise.__file__).read_text(encoding="utf-8"))
+    toy.write("toolkit/core/show/exercise.py", Path(exercise.__file__).read_text(encoding="utf-8"))
     source = fixture(toy)
     toy.engine("record")
     chapter = Chapter("alpha", "one", toy.root)

@@ -179,13 +179,13 @@ def test_the_wheel_holds_the_toolkit_and_its_manifest_only(wheel: Path) -> None:
         names = archive.namelist()
         (metadata,) = [n for n in names if n.endswith(".dist-info/METADATA")]
         facts = archive.read(metadata).decode()
-        manifest = archive.read("toolkit/core/manifest.toml")
+        manifest = archive.read("toolkit/core/data/manifest.toml")
     shipped = sorted(n for n in names if ".dist-info/" not in n)
     sources = [n for n in tracked() if n.startswith("toolkit/")]
     kept = [n for n in tracked() if n.startswith("data/bases/")]
     assert any(n.endswith(".safetensors") for n in kept)
     bases = [n.replace("data/bases", "toolkit/labs/beds/bases") for n in kept]
-    assert shipped == sorted([*sources, "toolkit/core/manifest.toml", *bases])
+    assert shipped == sorted([*sources, "toolkit/core/data/manifest.toml", *bases])
     assert manifest == (ROOT / "data" / "manifest.toml").read_bytes()
     needs = re.findall(r"^Requires-Dist: (.+)$", facts, re.MULTILINE)
     assert normal(n for n in needs if "extra ==" not in n) == normal(project()["dependencies"])

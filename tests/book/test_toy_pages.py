@@ -101,7 +101,7 @@ def test_controls_show_their_figure_without_a_kernel(browser, toy):
 
 
 def test_map_lists_the_catalogue_and_links_its_chapters(browser, toy):
-    from toolkit.core.catalogue import catalogue
+    from toolkit.core.declare.catalogue import catalogue
 
     with visit(browser, toy, "book/map.html") as seen:
         rows = seen.page.locator(".method-map tbody tr")

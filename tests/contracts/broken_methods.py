@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from toolkit.core import factored
+from toolkit.core.adapt import lowrank as factored
 from toolkit.lowrank.adalora import AdaLoRA
 from toolkit.lowrank.lora import LoRA, LoRALayer
 

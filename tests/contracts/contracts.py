@@ -22,9 +22,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import toolkit
 from tests.contracts import refusals, surroundings
 from tests.contracts.rooms import Case
-from toolkit.core import files
-from toolkit.core.adapted import AdaptedLayer
-from toolkit.core.catalogue import catalogue
+from toolkit.core.adapt import load as loading
+from toolkit.core.adapt.model import AdaptedLayer
+from toolkit.core.declare.catalogue import catalogue
 
 DOUBLE = torch.float64
 
@@ -195,9 +195,9 @@ def save_load_round_trip(case: Case) -> None:
 def _known(case: Case):
     """Let ``toolkit.load`` find a method that is not in the catalogue."""
     if any(e.method is type(case.method) for e in catalogue()):
-        return mock.patch.object(files, "entry", files.entry)
+        return mock.patch.object(loading, "entry", loading.entry)
     found = mock.Mock(method=type(case.method))
-    return mock.patch.object(files, "entry", return_value=found)
+    return mock.patch.object(loading, "entry", return_value=found)
 
 
 def counted_as_formula(case: Case) -> None:

@@ -15,8 +15,8 @@ from torch import nn
 import toolkit
 from tests.contracts.rooms import Case
 from toolkit import adapt
-from toolkit.core.catalogue import hyperparameters
-from toolkit.core.layers import describe
+from toolkit.core.adapt.sites import describe
+from toolkit.core.declare.catalogue import hyperparameters
 
 
 def _state(model: nn.Module) -> list:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from toolkit import adapt
-from toolkit.core.catalogue import catalogue, hyperparameters
+from toolkit.core.declare.catalogue import catalogue, hyperparameters
 
 ADAPTING = ("lowrank", "reparam", "select", "insert")
 TOTAL_STEPS = 20

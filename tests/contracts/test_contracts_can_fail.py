@@ -11,8 +11,9 @@ from tests.contracts import refusals, rooms
 from tests.contracts.broken_methods import BROKEN
 from tests.contracts.contracts import CONTRACTS, check
 from tests.contracts.rooms import Case
-from toolkit.core import files, schedule
-from toolkit.core.adapted import Adapted
+from toolkit.core.adapt import load as loading
+from toolkit.core.adapt.model import Adapted
+from toolkit.core.adapt.steps import hooks as schedule
 from toolkit.lowrank.adalora import AdaLoRA
 from toolkit.lowrank.lora import LoRA
 
@@ -38,9 +39,9 @@ BROKEN_FLOOR = {
     "refuses_a_second_method": lambda: _silent(rooms, "adapt"),
     "refuses_to_merge_twice": lambda: mock.patch.object(Adapted, "_need", return_value=None),
     "refuses_another_architecture": lambda: mock.patch.object(
-        files, "_check_fits", return_value=None
+        loading, "_check_fits", return_value=None
     ),
-    "refuses_a_damaged_file": lambda: mock.patch.object(files, "SafetensorError", KeyError),
+    "refuses_a_damaged_file": lambda: mock.patch.object(loading, "SafetensorError", KeyError),
     "refuses_an_optimizer_without_its_tensors": lambda: mock.patch.object(
         schedule, "check_holds", return_value=None
     ),

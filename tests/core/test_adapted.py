@@ -12,7 +12,7 @@ from torch import nn
 
 import toolkit
 from toolkit import AdaLoRA, LoRA, adapt
-from toolkit.core.adapted import AdaptedLayer
+from toolkit.core.adapt.model import AdaptedLayer
 
 METHODS = [LoRA(rank=3), AdaLoRA(rank=3, target_rank=2)]
 pytestmark = pytest.mark.parametrize("method", METHODS, ids=["lora", "adalora"])

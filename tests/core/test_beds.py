@@ -11,13 +11,18 @@ import torch
 from torch import nn
 
 from toolkit import AdaLoRA, LoRA
-from toolkit.core import beds, data, evidence, text_beds, trials
-from toolkit.lowrank import _arms
+from toolkit.core import data, evidence, nets
+from toolkit.core.train import rates
+from toolkit.core.train.fit import dress, fit, optimise
+from toolkit.labs import trials
+from toolkit.labs.beds import sentences as text_beds
+from toolkit.labs.beds import tasks as beds
+from toolkit.labs.lowrank import arms as shared_arms
 
 
 def test_planted_teachers_are_those_of_the_adalora_chapter() -> None:
     student, teacher = beds.planted_task(20)
-    other = data.planted_teacher((0, 6, 0, 2, 0), generator=evidence.generator(20, "teacher"))
+    other = nets.planted_teacher((0, 6, 0, 2, 0), generator=evidence.generator(20, "teacher"))
     for one, two in zip((student, teacher), other, strict=True):
         assert all(
             torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True)
@@ -123,13 +128,13 @@ def test_a_step_of_ones_own_replaces_the_step() -> None:
 
 
 def test_gradient_descent_on_request() -> None:
-    optimizer = beds.optimise([nn.Parameter(torch.ones(2))], 0.1, sgd=True)
+    optimizer = optimise([nn.Parameter(torch.ones(2))], 0.1, sgd=True)
     assert type(optimizer) is torch.optim.SGD
     assert optimizer.param_groups[0]["momentum"] == 0
 
 
 def test_decays_start_at_one_and_end_near_zero() -> None:
-    for decay in (beds.linear, beds.cosine):
+    for decay in (rates.linear, rates.cosine):
         values = [decay(t, 100) for t in range(100)]
         assert values[0] == 1
         assert 0 < values[-1] < 0.02
@@ -194,13 +199,13 @@ def test_rows_keep_the_order_of_the_jobs() -> None:
 
 
 def test_the_arms_end_with_equal_ranks() -> None:
-    arms, start = _arms.planted(total=10)
+    arms, start = shared_arms.planted(total=10)
     assert arms.keys() == start.keys()
     assert 5 * arms["lora"]["method"].rank == arms["adalora"]["method"].total_rank == 10
-    arms, start = _arms.texts("sst2", 20, 0)
+    arms, start = shared_arms.texts("sst2", 20, 0)
     assert arms["adalora"]["method"].target_rank == arms["lora"]["method"].rank
     with pytest.raises(ValueError, match="multiple"):
-        _arms.planted(total=7)
+        shared_arms.planted(total=7)
 
 
 def tiny_task() -> text_beds.TextTask:
@@ -279,13 +284,13 @@ def test_unknown_text_task_is_named() -> None:
 
 def test_named_parameters_train_alone_or_beside_a_method() -> None:
     model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 2))
-    handle, parameters = beds.dress(model, None, 0, train=("2",))
+    handle, parameters = dress(model, None, 0, train=("2",))
     assert handle is None
     assert [id(p) for p in parameters] == [id(p) for p in model[2].parameters()]
     assert not model[0].weight.requires_grad
     with pytest.raises(ValueError, match="nowhere"):
-        beds.dress(model, None, 0, train=("nowhere",))
-    handle, parameters = beds.dress(model, LoRA(rank=1), 0, train=("2",))
+        dress(model, None, 0, train=("nowhere",))
+    handle, parameters = dress(model, LoRA(rank=1), 0, train=("2",))
     assert list(handle.sites) == ["0"]
     assert any(p is model[2].weight for p in parameters)
 
@@ -294,8 +299,8 @@ def test_statistics_stay_when_the_model_is_not_put_into_training_mode() -> None:
     for training in (False, True):
         model = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 2))
         batches = [(torch.randn(8, 3) + 5, torch.zeros(8, dtype=torch.int64))] * 2
-        beds.fit(
+        fit(
             model, None, 1e-3, 0, batches, nn.functional.cross_entropy, steps=2,
-            decay=beds.cosine, train=("1",), training=training,
+            decay=rates.cosine, train=("1",), training=training,
         )  # fmt: skip
         assert (model[0].running_mean.abs().max() > 0.1) == training

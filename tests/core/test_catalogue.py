@@ -15,8 +15,8 @@ import pytest
 import toolkit
 from toolkit import LoRA, catalogue
 from toolkit.__main__ import main
-from toolkit.core import catalogue as module
-from toolkit.core.catalogue import PARTS, Info, entry, hyper, hyperparameters, validate
+from toolkit.core.declare import catalogue as module
+from toolkit.core.declare.catalogue import PARTS, Info, entry, hyper, hyperparameters, validate
 
 COMMON = {
     "title": "Toy",
@@ -105,7 +105,7 @@ def test_what_is_read_is_what_the_classes_hold():
 HEAD = """
 from dataclasses import dataclass
 from typing import ClassVar
-from toolkit.core.catalogue import Info, hyper
+from toolkit.core.declare.catalogue import Info, hyper
 """
 METHOD = """
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ def test_a_new_module_is_picked_up_and_imported_on_demand(extra_module):
 def test_constants_bases_and_arithmetic_are_read_from_source(extra_module):
     extra_module(
         "toy",
-        "from toolkit.core.layers import KINDS as EVERY\n"
+        "from toolkit.core.adapt.sites import KINDS as EVERY\n"
         "from toolkit.lowrank.lora import LoRA\n"
         "WAYS = ('a', 'b')\n"
         "@dataclass(frozen=True)\n"
@@ -188,7 +188,7 @@ def test_constants_bases_and_arithmetic_are_read_from_source(extra_module):
         + method_text("NewToy", "toy").replace('help="rank"', "**facts"),
         "def make(**facts):\n    return Info(**facts)\n"
         + method_text("NewToy", "toy").replace("= Info(", "= make("),
-        "import toolkit.core.layers as layers\n"
+        "import toolkit.core.adapt.sites as layers\n"
         + method_text("NewToy", "toy").replace("arxiv", "kinds=layers.KINDS, arxiv"),
     ],
     ids=["call", "sum of words", "unpacked", "maker", "attribute"],

@@ -15,12 +15,15 @@ ROOT = Path(__file__).resolve().parents[2]
 FILES = {
     "toolkit/__init__.py": '_EXPORTS = {"adapt": "toolkit.core.adapted"}\n__version__ = "1"\n',
     "toolkit/core/__init__.py": "",
+    "toolkit/core/declare/__init__.py": "",
     "toolkit/core/adapted.py": "from toolkit.core import deep\ndef adapt(): return deep.far()\n",
     "toolkit/core/deep.py": "from toolkit.core.deeper import WIDTH\ndef far(): return WIDTH\n",
     "toolkit/core/deeper.py": "WIDTH = 3\nHEIGHT = 4\n",
-    "toolkit/core/catalogue.py": "def catalogue(): return []\ndef find_class(name): return None\n",
+    "toolkit/core/declare/catalogue.py": (
+        "def catalogue(): return []\ndef find_class(name): return None\n"
+    ),
     "toolkit/core/show.py": """
-        from toolkit.core.catalogue import catalogue
+        from toolkit.core.declare.catalogue import catalogue
         def later():
             from toolkit.core.deeper import WIDTH
             return WIDTH
@@ -177,8 +180,8 @@ def test_a_moved_definition_is_told_as_moved(project: Path) -> None:
 ONE, TWO = "alpha/one.py:One", "alpha/two.py:Two"
 ADAPT = {"core/adapted.py:adapt", "core/deep.py:far", "core/deeper.py:WIDTH"}
 BOTH = {"core/deeper.py:WIDTH", "core/deeper.py:HEIGHT"}
-LISTED = {"core/show.py:listed", "core/catalogue.py:catalogue"}
-CATALOGUE = {"core/catalogue.py:catalogue", ONE, TWO}
+LISTED = {"core/show.py:listed", "core/declare/catalogue.py:catalogue"}
+CATALOGUE = {"core/declare/catalogue.py:catalogue", ONE, TWO}
 
 
 @pytest.mark.parametrize(
@@ -209,14 +212,14 @@ CATALOGUE = {"core/catalogue.py:catalogue", ONE, TWO}
         ("from toolkit.core import deeper\ndef f(deeper): return deeper", set()),
         ("from toolkit.core import deeper\n[deeper for deeper in x]", set()),
         ("from toolkit import catalogue\ncatalogue()", CATALOGUE),
-        ("from toolkit.core.catalogue import catalogue", CATALOGUE),
+        ("from toolkit.core.declare.catalogue import catalogue", CATALOGUE),
         ("from toolkit.core.show import listed", LISTED),
         ("this is not Python", set()),
     ],
 )
 def test_what_a_cell_reaches(project: Path, code: str, expected: set[str]) -> None:
     if "import catalogue" in code:
-        text = '{"adapt": "toolkit.core.adapted", "catalogue": "toolkit.core.catalogue"}'
+        text = '{"adapt": "toolkit.core.adapted", "catalogue": "toolkit.core.declare.catalogue"}'
         edit(project, "toolkit/__init__.py", '{"adapt": "toolkit.core.adapted"}', text)
     assert names(key(project, code)) == expected
 
@@ -282,10 +285,10 @@ def here(seed: int) -> float:
 
 
 def test_a_function_is_followed_like_a_cell() -> None:
-    from toolkit.core.beds import dress
+    from toolkit.core.train.fit import dress
 
     found = Tracer(ROOT).of_function(dress)
-    assert {"toolkit/core/beds.py:dress", "toolkit/core/adapted.py:adapt"} <= found.keys()
+    assert {"toolkit/core/train/fit.py:dress", "toolkit/core/adapt/model.py:adapt"} <= found.keys()
     assert list(Tracer(ROOT).of_function(here)) == ["tests/core/test_code_keys.py:here"]
 
 

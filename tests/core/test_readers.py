@@ -10,9 +10,9 @@ import zipfile
 import numpy as np
 import pytest
 
-from toolkit.core import download, readers
-from toolkit.core.datasets import content_digest
-from toolkit.core.manifest import File
+from toolkit.core.data import download, readers
+from toolkit.core.data.datasets import content_digest
+from toolkit.core.data.manifest import File
 
 
 def add(archive, name, content):

@@ -10,7 +10,7 @@ from torch import nn
 
 import toolkit
 from toolkit import AdaLoRA, LoRA, adapt
-from toolkit.core import schedule
+from toolkit.core.adapt.steps import hooks as schedule
 
 METHOD = AdaLoRA(rank=4, target_rank=2, warmup=2, final=3, interval=2)
 STEPS = 12

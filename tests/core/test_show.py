@@ -15,8 +15,8 @@ import pandas as pd
 import pytest
 
 from toolkit.core import show
-from toolkit.core.catalogue import catalogue, hyper
-from toolkit.core.controls import WIDGET
+from toolkit.core.declare.catalogue import catalogue, hyper
+from toolkit.core.show.live import WIDGET
 
 matplotlib.use("Agg")
 

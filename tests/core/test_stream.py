@@ -8,8 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from toolkit.core import nets, stream
+from toolkit.core import nets
 from toolkit.core.lanes import Lane, LaneNet, train
+from toolkit.core.nets import residual as stream
 
 MAKERS = {
     "mlp": (lambda g=None: stream.residual_mlp(20, 16, 3, 10, g), (3, 20)),

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from toolkit import LoRA, adapt
-from toolkit.core.layers import describe, kind_of
-from toolkit.core.targets import matches, select
+from toolkit.core.adapt.sites import describe, kind_of
+from toolkit.core.adapt.targets import matches, select
 
 KINDS = LoRA.info.kinds
 

@@ -9,9 +9,13 @@ import torch
 from torch import nn
 
 from toolkit import LoRA
-from toolkit.core import nets, text_beds, tiny_text, transformer
-from toolkit.diagnose._adaptformer import add_adaptformer
-from toolkit.lowrank import _arms
+from toolkit.core import nets
+from toolkit.core.nets import transformer
+from toolkit.core.train.fit import dress
+from toolkit.diagnose.longtail_bias.adaptformer import add_adaptformer
+from toolkit.labs.beds import sentences as text_beds
+from toolkit.labs.beds import tiny_text
+from toolkit.labs.lowrank import arms as shared_arms
 
 
 @pytest.fixture(autouse=True)
@@ -80,12 +84,12 @@ def test_added_masks_do_as_true_and_false() -> None:
 
 @pytest.mark.parametrize("name", ["sst2", "cola"])
 def test_every_arm_takes_the_code_path_of_the_real_texts(name: str) -> None:
-    arms, _ = _arms.texts(name, 6, 0, tiny=True)
+    arms, _ = shared_arms.texts(name, 6, 0, tiny=True)
     for arm, job in arms.items():
         record = text_beds.text_run(**job, rate=1e-2, seed=0)
         assert {"validation", "test", "trained"} <= set(record), arm
     model = text_beds.upper_blocks(tiny=True)
-    handle, _ = text_beds.dress(model, LoRA(rank=2), 0, ["blocks.*"])
+    handle, _ = dress(model, LoRA(rank=2), 0, ["blocks.*"])
     ends = [site.rsplit(".", 2)[-2:] for site in handle.sites]
     assert len(ends) == 2 * len(text_beds.KINDS)
     assert [e[-1] for e in ends[:3]] == ["query", "key", "value"]

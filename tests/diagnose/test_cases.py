@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 
 from toolkit.core import evidence
-from toolkit.diagnose._cases import best_of_family, radius_per_density, summary, up_or_down
-from toolkit.diagnose._rule import depth, noise, normalised, regimes
+from toolkit.diagnose.three_regime.rule import depth, noise, normalised, regimes
+from toolkit.labs.diagnose.cases import best_of_family, radius_per_density, summary, up_or_down
 
 POOR, GOOD = -0.3, 0.0
 

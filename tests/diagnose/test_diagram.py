@@ -11,8 +11,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection, QuadMesh
 from matplotlib.patches import Rectangle
 
-from toolkit.core import figures
-from toolkit.diagnose._diagram import PhaseDiagram, _outline, _spots
+from toolkit.core.show import figures
+from toolkit.diagnose.three_regime.diagram import PhaseDiagram, _outline, _spots
 
 PAPER = (0.05, 0.06, 0.07, 0.08, 0.1, 0.14, 0.2, 0.4, 0.8)
 

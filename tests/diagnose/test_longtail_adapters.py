@@ -10,11 +10,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from toolkit.core import lane_nets, stream
 from toolkit.core.lanes import Lane, train
+from toolkit.core.lanes import nets as lane_nets
+from toolkit.core.nets import residual as stream
 from toolkit.core.seeds import generator
-from toolkit.diagnose import _adaptformer as adapt
-from toolkit.diagnose import _probe as probe
+from toolkit.diagnose.longtail_bias import adaptformer as adapt
+from toolkit.diagnose.longtail_bias import probe
 
 DOUBLE = torch.float64
 

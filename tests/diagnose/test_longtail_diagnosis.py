@@ -13,9 +13,14 @@ from matplotlib.text import Text
 from scipy import stats
 
 from toolkit.core.evidence.intervals import interval
-from toolkit.diagnose._diagnosis import Diagnosis, cell_table, class_accuracy, group_table
-from toolkit.diagnose._longtail import longtail_counts
-from toolkit.diagnose._prior import adjustment_left, estimate_prior
+from toolkit.diagnose.longtail_bias.diagnosis import (
+    Diagnosis,
+    cell_table,
+    class_accuracy,
+    group_table,
+)
+from toolkit.diagnose.longtail_bias.prior import adjustment_left, estimate_prior
+from toolkit.diagnose.longtail_bias.tails import longtail_counts
 
 GROUPS = ["Many", "Medium", "Few"]
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from toolkit.diagnose import _losses as losses
+from toolkit.diagnose.longtail_bias import losses
 
 DOUBLE = torch.float64
 COUNTS = torch.tensor([200, 57, 9, 3, 1])

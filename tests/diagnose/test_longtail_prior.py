@@ -9,8 +9,8 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
-from toolkit.diagnose import _losses as losses
-from toolkit.diagnose import _prior as prior_
+from toolkit.diagnose.longtail_bias import losses
+from toolkit.diagnose.longtail_bias import prior as prior_
 
 DOUBLE = torch.float64
 CENTRES = torch.tensor([[0.0, 0.0], [2.5, 0.0], [0.0, 2.5], [1.5, 1.5]], dtype=DOUBLE)

@@ -9,17 +9,20 @@ import pytest
 import torch
 
 from benchmarks.lanes import separate
-from toolkit.core import data, lane_nets, stream
-from toolkit.core.lane_nets import stack, take
+from toolkit.core import data
 from toolkit.core.lanes import Lane
+from toolkit.core.lanes import nets as lane_nets
+from toolkit.core.lanes.nets import stack, take
+from toolkit.core.nets import residual as stream
 from toolkit.core.seeds import generator
 from toolkit.diagnose import longtail_bias as lt
-from toolkit.diagnose._experiment import downstream, order_of, start
-from toolkit.diagnose._world import pooled
+from toolkit.labs.diagnose import experiment as lab
+from toolkit.labs.diagnose.experiment import downstream, order_of, start
+from toolkit.labs.diagnose.world import Design, DigitPairs, pooled
 
 DIGITS = 3
 K = DIGITS**2
-PLAN = lt.Plan(models=2, pre_ratio=5, pre_largest=24, ratio=4, largest=16, valid=4, test=6)
+PLAN = lab.Plan(models=2, pre_ratio=5, pre_largest=24, ratio=4, largest=16, valid=4, test=6)
 SGD = {"batch": 16, "schedule": "cosine", "weight_decay": 5e-4}
 
 
@@ -38,7 +41,7 @@ def glyphs():
 
 
 def world(seed=0, **options):
-    return lt.DigitPairs(*glyphs(), generator(seed, "world"), DIGITS, **options)
+    return DigitPairs(*glyphs(), generator(seed, "world"), DIGITS, **options)
 
 
 def body(draw):
@@ -50,9 +53,7 @@ def transformer(draw):
 
 
 def design(build=body, **options):
-    return lt.Design(
-        build, K, 12, 4, 16.0, Lane(lr=0.1, **SGD), Lane(lr=0.05, **SGD), 2, 2, **options
-    )
+    return Design(build, K, 12, 4, 16.0, Lane(lr=0.1, **SGD), Lane(lr=0.05, **SGD), 2, 2, **options)
 
 
 def one_by_one(*arguments, workers, optimizer="sgd", **options):
@@ -89,7 +90,7 @@ def test_noise_has_the_size_it_says():
 def test_a_pool_without_a_digit_is_refused():
     images, labels = glyphs()
     with pytest.raises(ValueError, match="lacks a digit"):
-        lt.DigitPairs(images[:12], labels[:12], generator(0), DIGITS)
+        DigitPairs(images[:12], labels[:12], generator(0), DIGITS)
 
 
 def test_sets_of_unequal_size_are_refused():
@@ -130,10 +131,10 @@ def test_only_adapters_and_head_train():
 @pytest.mark.parametrize("build", [body, transformer])
 def test_the_experiment_by_lanes_equals_separate_runs(build):
     worlds = {0: world(0), 1: world(1)}
-    rates = dict.fromkeys(lt.MENU, 0.05)
-    names = lt.MENU if build is body else ("CE", "LA")
-    ours = lt.experiment(design(build), worlds, PLAN, rates, names)
-    alone = lt.experiment(design(build, train=one_by_one), worlds, PLAN, rates, names)
+    rates = dict.fromkeys(lab.MENU, 0.05)
+    names = lab.MENU if build is body else ("CE", "LA")
+    ours = lab.experiment(design(build), worlds, PLAN, rates, names)
+    alone = lab.experiment(design(build, train=one_by_one), worlds, PLAN, rates, names)
     for a, b in zip(ours, alone, strict=True):
         assert a.seed == b.seed
         assert a.logits.keys() == b.logits.keys()
@@ -143,19 +144,19 @@ def test_the_experiment_by_lanes_equals_separate_runs(build):
 
 
 def test_arms_are_what_they_say():
-    out = lt.experiment(design(), {0: world()}, PLAN, dict.fromkeys(lt.MENU, 0.05))[0]
+    out = lab.experiment(design(), {0: world()}, PLAN, dict.fromkeys(lab.MENU, 0.05))[0]
     many = {"LA/different", "LA/same", "LA/again", "CE/different", "CE/after"}
-    assert set(out.logits) == many | {"GLA-Train/LA"} | (set(lt.MENU) - {"CE", "LA"})
-    rates = dict.fromkeys(lt.MENU, 0.05) | {"GLA": 0.05}
-    tuned = lt.experiment(design(), {0: world()}, PLAN, rates, ("CE", "LA"))[0]
+    assert set(out.logits) == many | {"GLA-Train/LA"} | (set(lab.MENU) - {"CE", "LA"})
+    rates = dict.fromkeys(lab.MENU, 0.05) | {"GLA": 0.05}
+    tuned = lab.experiment(design(), {0: world()}, PLAN, rates, ("CE", "LA"))[0]
     torch.testing.assert_close(tuned.logits["LA/GLA"][0], out.logits["LA/different"][0])
     assert tuned.valid_logits["LA/GLA"].shape == (1, 4 * K, K)
     # all rates are one here
     torch.testing.assert_close(out.logits["GLA-Train/LA"], out.logits["GLA-Train"])
     torch.testing.assert_close(out.logits["CE/after"], out.logits["CE/different"])
     assert not torch.allclose(out.logits["LA/different"], out.logits["CE/different"], atol=0.1)
-    rates = dict.fromkeys(lt.MENU, 0.05) | {"CE, adjusted after": 0.001}
-    other = lt.experiment(design(), {0: world()}, PLAN, rates)[0]
+    rates = dict.fromkeys(lab.MENU, 0.05) | {"CE, adjusted after": 0.001}
+    other = lab.experiment(design(), {0: world()}, PLAN, rates)[0]
     torch.testing.assert_close(other.logits["CE/different"], out.logits["CE/different"])
     assert not torch.allclose(other.logits["CE/after"], out.logits["CE/after"], atol=0.1)
     for arm in ("LA/different", "LA/same", "LA/again", "CE/different"):
@@ -174,15 +175,15 @@ def test_arms_are_what_they_say():
 def test_some_arms_can_be_run_alone():
     rates = {"LA": 0.05}  # and no other rate is asked for
     some = ("LA/different", "LA/same")
-    whole = lt.experiment(design(), {0: world()}, PLAN, dict.fromkeys(lt.MENU, 0.05))[0]
-    part = lt.experiment(design(), {0: world()}, PLAN, rates, (), some)[0]
+    whole = lab.experiment(design(), {0: world()}, PLAN, dict.fromkeys(lab.MENU, 0.05))[0]
+    part = lab.experiment(design(), {0: world()}, PLAN, rates, (), some)[0]
     assert set(part.logits) == set(some)
     assert set(part.valid_logits) == {"LA/different"}
     for arm in some:
         torch.testing.assert_close(part.logits[arm], whole.logits[arm], atol=1e-3, rtol=0)
     for wrong in (("LA/same",), ("LA/different", "other")):
         with pytest.raises(ValueError, match="keep LA/different"):
-            lt.experiment(design(), {0: world()}, PLAN, rates, (), wrong)
+            lab.experiment(design(), {0: world()}, PLAN, rates, (), wrong)
 
 
 def test_models_of_one_prior_share_their_order():
@@ -195,18 +196,18 @@ def test_models_of_one_prior_share_their_order():
 
 def test_rates_are_tried_for_every_loss_on_validation_data():
     plan = replace(design(), pretrain_epochs=20, tune_epochs=8)
-    records = lt.rates_tried(plan, {5: world(5)}, PLAN, (0.001, 0.1), ("CE", "LA", "focal"))
+    records = lab.rates_tried(plan, {5: world(5)}, PLAN, (0.001, 0.1), ("CE", "LA", "focal"))
     seen = {(r["arm"], r["rate"]) for r in records}
     arms = ("CE", "CE, adjusted after", "LA", "GLA", "focal")
     assert seen == {(arm, rate) for arm in arms for rate in (0.001, 0.1)}
     assert all(0 <= r["accuracy"] <= 1 and r["seed"] == 5 for r in records)
     assert len({r["accuracy"] for r in records}) > 2
     # the test set has no say
-    again = lt.rates_tried(
+    again = lab.rates_tried(
         plan, {5: world(5)}, replace(PLAN, test=2), (0.001, 0.1), ("CE", "LA", "focal")
     )
     assert again == records
-    fewer = lt.rates_tried(plan, {5: world(5)}, replace(PLAN, valid=9), (0.1,), ("CE",))
+    fewer = lab.rates_tried(plan, {5: world(5)}, replace(PLAN, valid=9), (0.1,), ("CE",))
     assert fewer[0]["accuracy"] != records[1]["accuracy"]
 
 
@@ -262,7 +263,7 @@ def made_labels(outcome):
 
 def test_the_grid_has_every_downstream_set():
     made = world()
-    outcome, found = lt.grid(design(), made, 0, PLAN, ratios=(2, 4), correlations=(-1.0, 0.0, 1.0))
+    outcome, found = lab.grid(design(), made, 0, PLAN, ratios=(2, 4), correlations=(-1.0, 0.0, 1.0))
     assert set(found) == {(r, c) for r in (2, 4) for c in (-1.0, 0.0, 1.0)}
     for (ratio, correlation), (counts, z) in found.items():
         assert z.shape == (2, 6 * K, K)
@@ -276,7 +277,9 @@ def test_the_grid_has_every_downstream_set():
 def test_every_loss_of_the_menu_is_its_own():
     counts = torch.tensor([40.0, 10.0, 4.0])
     z, y = torch.randn(8, 3, generator=generator(0)), torch.tensor([0, 1, 2, 0, 1, 2, 0, 0])
-    values = {n: float(lt.loss_of(n, counts, torch.full((3,), 1 / 3), 16.0)(z, y)) for n in lt.MENU}
+    values = {
+        n: float(lab.loss_of(n, counts, torch.full((3,), 1 / 3), 16.0)(z, y)) for n in lab.MENU
+    }
     even = values.pop("GLA-Train")  # an even model prior shifts all logits alike
     assert even == pytest.approx(values["LA"], abs=1e-5)
     assert len({round(v, 5) for v in values.values()}) == len(values)
@@ -286,5 +289,5 @@ def test_every_loss_of_the_menu_is_its_own():
 
 def test_the_scale_of_the_head_is_that_of_the_margin():
     counts = torch.tensor([40.0, 10.0])
-    assert lt.loss_of("LDAM", counts, torch.full((2,), 0.5), 7.0).scale == 7.0
+    assert lab.loss_of("LDAM", counts, torch.full((2,), 0.5), 7.0).scale == 7.0
     assert replace(design(), scale=3.0).foundation(generator(0)).head.scale == 3.0

@@ -10,10 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from toolkit.core import lane_nets, nets
+from toolkit.core import nets
 from toolkit.core.lanes import Lane, LaneNet, train
+from toolkit.core.lanes import nets as lane_nets
 from toolkit.core.seeds import generator
 from toolkit.diagnose import three_regime as tr
+from toolkit.labs.diagnose import grid as grids
 
 DOUBLE = torch.float64
 
@@ -250,7 +252,7 @@ BASE = Lane(steps=30, batch=12, lr=0.1, noise=0.1)
 def test_temperatures_run_from_cold_to_hot(axis):
     x, y = data()
     values = {"lr": (0.3, 0.1), "rho": (0.2, 0.0)}.get(axis, (6, 12))
-    states, table = tr.dense_networks(mlp, x, y, axis, values, [0, 1], BASE)
+    states, table = grids.dense_networks(mlp, x, y, axis, values, [0, 1], BASE)
     assert table.temperature.tolist() == [0, 1, 0, 1]
     cold = max(values) if axis in ("checkpoint", "schedule", "batch") else min(values)
     assert set(table[table.temperature == 0]["value"]) == {cold}
@@ -263,21 +265,21 @@ def test_temperatures_run_from_cold_to_hot(axis):
 
 def test_copies_share_start_and_mask_and_differ_in_order_alone():
     x, y = data()
-    states, table = tr.dense_networks(mlp, x, y, "checkpoint", (10, 30), [0], BASE)
-    copies, frame = tr.retrained_copies(mlp, states, table, x, y, [0.2, 1.0], 2, BASE)
+    states, table = grids.dense_networks(mlp, x, y, "checkpoint", (10, 30), [0], BASE)
+    copies, frame = grids.retrained_copies(mlp, states, table, x, y, [0.2, 1.0], 2, BASE)
     assert len(frame) == 8
     sparse = frame[frame.density == 0.2].index
     assert bool((copies["0.weight"][sparse] != 0).flatten(1).sum(1).eq(round(0.2 * 48)).all())
     first, second = frame[(frame.density == 0.2) & (frame.temperature == 0)].index
     assert torch.equal(copies["0.weight"][first] != 0, copies["0.weight"][second] != 0)
     assert not torch.equal(copies["0.weight"][first], copies["0.weight"][second])
-    again, _ = tr.retrained_copies(mlp, states, table, x, y, [0.2, 1.0], 2, BASE)
+    again, _ = grids.retrained_copies(mlp, states, table, x, y, [0.2, 1.0], 2, BASE)
     assert torch.equal(copies["0.weight"], again["0.weight"])
 
 
 def test_the_grid_is_whole_and_its_numbers_are_those_of_the_parts():
     train_set, test_set = data(60), data(40, seed=6)
-    cells, paths = tr.phase_grid(
+    cells, paths = grids.phase_grid(
         mlp, train_set, test_set, axis="checkpoint", values=(10, 20, 30), densities=(0.3, 0.6),
         seeds=(0, 1), copies=3, dense=BASE,
     )  # fmt: skip
@@ -293,12 +295,12 @@ def test_the_grid_is_whole_and_its_numbers_are_those_of_the_parts():
 
 def test_a_cell_with_a_diverged_copy_is_marked_and_the_rest_is_measured():
     x, y = data()
-    states, table = tr.dense_networks(mlp, x, y, "checkpoint", (10, 30), [0], BASE)
-    copies, frame = tr.retrained_copies(mlp, states, table, x, y, [0.2, 0.5], 2, BASE)
+    states, table = grids.dense_networks(mlp, x, y, "checkpoint", (10, 30), [0], BASE)
+    copies, frame = grids.retrained_copies(mlp, states, table, x, y, [0.2, 0.5], 2, BASE)
     frame.loc[0, "diverged"] = True
     for name in copies:
         copies[name][0] = float("nan")
-    cells, _ = tr.measure(mlp, copies, frame, (x, y), (x, y))
+    cells, _ = grids.measure(mlp, copies, frame, (x, y), (x, y))
     assert cells.diverged.tolist() == [True, False, False, False]
     assert cells.test_error.isna().tolist() == [True, False, False, False]
     assert cells.lmc.isna().tolist() == [True, False, False, False]
@@ -313,15 +315,15 @@ def test_a_cell_with_a_diverged_copy_is_marked_and_the_rest_is_measured():
         (lambda: tr.magnitude_masks(mlp(generator(0)), [0.5, 0.2]), "2 values for 1 lanes"),
         (lambda: tr.magnitude_masks(mlp(generator(0)), 0.5, ["9.weight"]), "no such tensor"),
         (
-            lambda: tr.dense_networks(mlp, *data(), "heat", (1, 2), [0], BASE),
+            lambda: grids.dense_networks(mlp, *data(), "heat", (1, 2), [0], BASE),
             "axis='heat'",
         ),
         (
-            lambda: tr.dense_networks(mlp, *data(), "lr", (0.1,), [0], BASE),
+            lambda: grids.dense_networks(mlp, *data(), "lr", (0.1,), [0], BASE),
             "two or more",
         ),
         (
-            lambda: tr.retrained_copies(mlp, {}, pd.DataFrame(), *data(), [0.5], 1, BASE),
+            lambda: grids.retrained_copies(mlp, {}, pd.DataFrame(), *data(), [0.5], 1, BASE),
             "at least two retrained copies",
         ),
         (

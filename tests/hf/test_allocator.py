@@ -9,7 +9,7 @@ import torch
 
 from tests.hf.models import bert, tokens
 from toolkit import AdaLoRA, adapt
-from toolkit.lowrank._budget import BudgetController, orthogonality
+from toolkit.core.adapt.steps.budget import BudgetController, orthogonality
 
 peft = pytest.importorskip("peft", reason="peft is not installed")
 pytest.importorskip("transformers", reason="transformers is not installed")

@@ -10,7 +10,7 @@ import toolkit
 from tests.contracts.rooms import ADAPTING, small
 from tests.hf.models import bert, convnet, gpt2, images, logits, shake, tokens
 from toolkit import LoRA, adapt
-from toolkit.core.catalogue import catalogue
+from toolkit.core.declare.catalogue import catalogue
 
 pytest.importorskip("transformers", reason="transformers is not installed")
 

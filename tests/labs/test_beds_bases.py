@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.labs.test_beds_data import needs
-from toolkit.core.manifest import ChecksumError
+from toolkit.core.data.manifest import ChecksumError
 from toolkit.labs.beds import arms, bases, characters, images, pretrain, speech
 
 NAMES = tuple(pretrain.MAKERS)

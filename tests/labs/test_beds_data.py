@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from toolkit.core import data
+from toolkit.core.data import sets
 from toolkit.labs.beds import characters, images, sounds, speech, texts
 
 
 def needs(name: str) -> None:
-    entry = data._entries()[name]
+    entry = sets._entries()[name]
     if not any(
         all((data.directory() / file.path).is_file() for file in form.files) for form in entry.forms
     ):

@@ -12,7 +12,7 @@ from torch import nn
 
 import toolkit
 from toolkit import AdaLoRA, LoRA, adapt
-from toolkit.lowrank._budget import (
+from toolkit.core.adapt.steps.budget import (
     BudgetController,
     budget,
     orthogonality,

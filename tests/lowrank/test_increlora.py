@@ -15,9 +15,9 @@ from torch.func import functional_call
 
 import toolkit
 from toolkit import IncreLoRA, adapt
-from toolkit.core import beds
-from toolkit.core.layers import describe
-from toolkit.lowrank._increment import weight_gradient
+from toolkit.core.adapt.sites import describe
+from toolkit.labs.beds import tasks as beds
+from toolkit.lowrank.increlora.increment import weight_gradient
 
 DOUBLE = torch.float64
 

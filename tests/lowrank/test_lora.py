@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from toolkit import LoRA, adapt
-from toolkit.core.layers import describe
+from toolkit.core.adapt.sites import describe
 
 M, N, RANK, ALPHA = 7, 5, 3, 6.0  # rows, columns, rank, and a scale of 2
 

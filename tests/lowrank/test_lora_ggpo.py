@@ -13,13 +13,13 @@ import toolkit
 from tests.contracts import contracts
 from tests.contracts.rooms import Case, conv1d_class
 from toolkit import LoRA, LoRAGGPO, adapt
-from toolkit.lowrank._noise import (
+from toolkit.lowrank.lora_ggpo.noise import (
     gradient_row_squares,
     noise_std,
     product_row_squares,
     weight_row_squares,
 )
-from toolkit.lowrank._perturb import Cover, sam_step
+from toolkit.lowrank.lora_ggpo.perturb import Cover, sam_step
 
 NOISES = ("ggpo", "kohya", "isotropic")
 MOVES = ("mgpo", "mgpo_code")

@@ -17,9 +17,9 @@ import toolkit
 from tests.contracts.contracts import CONTRACTS, check
 from tests.contracts.rooms import ROOMS, TOTAL_STEPS, Case
 from toolkit import adapt
-from toolkit.lowrank._projection import adjusted, equivalent_gradient, solve_sylvester
 from toolkit.lowrank.lora import LoRA
 from toolkit.lowrank.lora_pro import LoRAPro
+from toolkit.lowrank.lora_pro.projection import adjusted, equivalent_gradient, solve_sylvester
 
 M, N, R, S = 7, 6, 3, 1.7
 

@@ -14,9 +14,9 @@ from torch import nn
 
 import toolkit
 from toolkit import LoRA, TriAdaptLoRA, adapt
-from toolkit.core.layers import describe
-from toolkit.lowrank._budget import orthogonality
-from toolkit.lowrank._triangular import modules_to_grow, planned
+from toolkit.core.adapt.sites import describe
+from toolkit.core.adapt.steps.budget import orthogonality
+from toolkit.lowrank.triadaptlora.triangular import modules_to_grow, planned
 
 DOUBLE = torch.float64
 INITS = ("zero_core", "identity", "gaussian")

@@ -20,12 +20,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from toolkit.core import factored
-from toolkit.core.adapted import Adapted
-from toolkit.core.catalogue import Info, hyper, validate
-from toolkit.core.layers import LayerSpec, normal
-from toolkit.core.peft_format import PeftNames
-from toolkit.lowrank._budget import BudgetController
+from toolkit.core.adapt import lowrank as factored
+from toolkit.core.adapt.model import Adapted
+from toolkit.core.adapt.peft import PeftNames
+from toolkit.core.adapt.sites import LayerSpec, normal
+from toolkit.core.adapt.steps.budget import BudgetController
+from toolkit.core.declare.catalogue import Info, hyper, validate
 from toolkit.lowrank.lora import check_rank
 
 

@@ -19,10 +19,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from toolkit.core import factored
-from toolkit.core.catalogue import Info, hyper, validate
-from toolkit.core.layers import KINDS, LayerSpec, normal, uniform
-from toolkit.core.peft_format import PeftNames
+from toolkit.core.adapt import lowrank as factored
+from toolkit.core.adapt.peft import PeftNames
+from toolkit.core.adapt.sites import KINDS, LayerSpec, normal, uniform
+from toolkit.core.declare.catalogue import Info, hyper, validate
 
 
 def check_rank(rank: int, spec: LayerSpec, argument: str = "rank") -> None:

@@ -7,12 +7,13 @@ recorded pages carry no widget state), and the chart runtime of the explorers.
 from __future__ import annotations
 
 import importlib.util
-import os
 import shutil
 from pathlib import Path
 
 from sphinx.application import Sphinx
 from sphinx.errors import ExtensionError
+
+from toolkit.core.io import write_text
 
 HERE = Path(__file__).resolve().parent
 STATIC = HERE.parents[1] / "_static"
@@ -55,9 +56,9 @@ def _write(app: Sphinx) -> None:
         return
     static = Path(app.outdir) / "_static"
     static.mkdir(parents=True, exist_ok=True)
-    from toolkit.core.explorer import page_script
+    from toolkit.core.show.explorers import page_script
 
-    _replace(static / "explorer.js", page_script())
+    write_text(static / "explorer.js", page_script())
     _write_runtime(static / "vega-runtime.js")
     _copy_mathjax(static / "mathjax")
 
@@ -73,7 +74,7 @@ def _write_runtime(target: Path) -> None:
                 return
     bundle = vl_convert.javascript_bundle()
     # in a function, so that nothing but its three names reaches the page
-    _replace(target, f"{stamp}(() => {{{bundle}}})();\n")
+    write_text(target, f"{stamp}(() => {{{bundle}}})();\n")
 
 
 def _copy_mathjax(target: Path) -> None:
@@ -92,9 +93,3 @@ def _copy_mathjax(target: Path) -> None:
             if not copy.is_file() or copy.stat().st_size != file.stat().st_size:
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(file, copy)
-
-
-def _replace(target: Path, text: str) -> None:
-    beside = target.with_name(f".{target.name}.{os.getpid()}")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, target)

@@ -16,7 +16,7 @@ from docutils.parsers.rst import directives
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-from toolkit.core import catalogue
+from toolkit.core.declare import catalogue
 
 BOOK = "book"
 PARTS = (*catalogue.PARTS, "overview")
@@ -67,7 +67,7 @@ class ClaimsLedger(SphinxDirective):
 
 def _title(slug: str, sources: Sequence[Path]) -> str:
     """The method's name in the catalogue, else the first heading of the chapter's source."""
-    from toolkit.core.catalogue import catalogue
+    from toolkit.core.declare.catalogue import catalogue
 
     entry = next((e for e in catalogue() if e.slug == slug), None)
     if entry:

@@ -36,7 +36,7 @@ class MethodMap(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         """Return the table, in a container that scrolls when the page is narrow."""
-        from toolkit.core.catalogue import catalogue
+        from toolkit.core.declare.catalogue import catalogue
 
         self.env.note_reread()
         entries = [e for e in catalogue() if self.options.get("part") in (None, e.part)]

@@ -232,7 +232,7 @@ def test_a_change_of_the_toolkit_is_named_and_counted(store, tmp_path, monkeypat
     fake.mkdir()
     for i in range(8):
         (fake / f"part{i}.py").write_text(f"{i}")
-    monkeypatch.setattr(module.toolkit, "__file__", str(fake / "__init__.py"))
+    monkeypatch.setattr(module, "TOOLKIT", fake)
     sweep(sweep_job.square, [{"x": 1}], store, n_jobs=1)
     (fake / "part3.py").write_text("3 # a word")
     (fake / "part4.py").unlink()

@@ -25,7 +25,7 @@ from toolkit.core.runs.code_tree import FUNCTIONS
 
 PACKAGE = "toolkit"
 OUTSIDE_PARTS = ("core", "labs")
-CATALOGUE = ("toolkit.core.catalogue", "toolkit.core.declare")
+CATALOGUE = ("toolkit.core.declare.catalogue", "toolkit.core.declare")
 DISCOVERING = {"catalogue", "entry", "find_class"}  # whoever names these sees every method
 
 

@@ -28,10 +28,11 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-import toolkit
 from toolkit.core.runs import store
 from toolkit.core.runs.jobs import digest, function_name, grid, keyed, table
 from toolkit.core.runs.pool import Task, new_caller, run_all
+
+TOOLKIT = Path(__file__).resolve().parents[2]  # whose every file belongs to the version
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -154,7 +155,7 @@ def _files(function: Callable[..., Any]) -> dict[str, str]:
     name, remedy = function.__qualname__, "name its version, as in version='1'."
     if "<" in name:
         raise ValueError(f"{name} may carry values that its source does not show: {remedy}")
-    root = Path(toolkit.__file__).resolve().parent
+    root = TOOLKIT
     paths = {path: path.relative_to(root.parent).as_posix() for path in root.rglob("*.py")}
     inner = inspect.unwrap(function)
     try:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from toolkit.core import beds
+from toolkit.core.train.fit import fit
 from toolkit.lowrank.lora import LoRA
 
 NAMES = ("nothing", "head", "lora", "full", "full_twice")
@@ -126,7 +126,7 @@ def learn(
     if not (math.isfinite(rate) and rate > 0):
         raise ValueError(f"rate: must be positive and finite, got {rate}")
     steps = max(1, round(steps * arm.longer))
-    adapted, _ = beds.fit(
+    adapted, _ = fit(
         model, arm.method, rate, seed, draw(steps), loss,
         steps=steps, decay=lambda step, of: warm(step, of) * decay(step, of),
         targets=targets if arm.targets is None else arm.targets,

@@ -8,7 +8,6 @@ it, and what it reached after rounding. Nothing is unpickled.
 from __future__ import annotations
 
 import hashlib
-import os
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,8 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from toolkit.core.manifest import ChecksumError
+from toolkit.core.data.manifest import ChecksumError
+from toolkit.core.io import write_bytes, write_text
 
 LIMIT = 2_000_000
 """Bytes that a base may take."""
@@ -115,18 +115,9 @@ def store(name: str, model: nn.Module, facts: dict[str, Any], where: Path | None
             lines.append(f'{key} = "{text}"' if isinstance(value, str) else f"{key} = {value!r}")
     where.mkdir(parents=True, exist_ok=True)
     path = where / f"{name}.safetensors"
-    _write(path, data)
-    _write(where / "manifest.toml", ("\n".join(lines) + "\n").encode())
+    write_bytes(path, data)
+    write_text(where / "manifest.toml", "\n".join(lines) + "\n")
     return path
-
-
-def _write(path: Path, data: bytes) -> None:
-    beside = path.with_name(f"{path.name}.part")
-    with beside.open("wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-    beside.replace(path)
 
 
 def restored(model: nn.Module) -> Any:

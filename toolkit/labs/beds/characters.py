@@ -15,8 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from toolkit.core import beds, data
+from toolkit.core import data
 from toolkit.core.seeds import generator
+from toolkit.core.train import rates
+from toolkit.core.train.fit import fit
 from toolkit.labs.beds import arms, bases
 from toolkit.labs.beds.arms import Arm
 from toolkit.labs.beds.networks import Characters, build
@@ -160,9 +162,9 @@ def pretrain(scale: str = "cpu") -> tuple[nn.Module, dict[str, Any]]:
         lambda: Characters(len(ALPHABET), this.width, this.depth, this.heads, this.context), draws
     )
     steps = batches(texts.before, this.pretraining, this.batch, this.context, draws)
-    beds.fit(
+    fit(
         model, None, 2e-3, 0, steps, loss, steps=this.pretraining,
-        decay=lambda step, of: arms.warm(step, of) * beds.cosine(step, of),
+        decay=lambda step, of: arms.warm(step, of) * rates.cosine(step, of),
     )  # fmt: skip
     rest = windows(texts.before_rest, this.context, 784)
     reached = nats(bases.restored(model), rest)
@@ -219,7 +221,7 @@ def train(
         return batches(texts.train, count, this.batch, this.context, generator(seed, "windows"))
 
     adapted, trained = arms.learn(
-        model, arm, rate, seed, draw, loss, steps=steps or this.steps, decay=beds.linear,
+        model, arm, rate, seed, draw, loss, steps=steps or this.steps, decay=rates.linear,
         targets=TARGETS, beside=beside,
     )  # fmt: skip
     record: dict[str, Any] = {part: nats(model, getattr(texts, part)) for part in parts}

@@ -14,8 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from toolkit.core import beds, data, nets
+from toolkit.core import data, nets
 from toolkit.core.seeds import generator
+from toolkit.core.train import rates
+from toolkit.core.train.fit import fit
 from toolkit.labs.beds import arms, bases
 from toolkit.labs.beds.arms import Arm
 
@@ -152,9 +154,9 @@ def pretrain(net: str = "vit", scale: str = "cpu") -> tuple[nn.Module, dict[str,
             yield (moved(x[rows], 2, draws) if net == "vit" else x[rows]), y[rows]
 
     rate = 1e-2 if scale == "ci" else {"vit": 2e-3, "cnn": 4e-3}[net]
-    beds.fit(
+    fit(
         model, None, rate, 0, stream(), F.cross_entropy, steps=steps,
-        decay=lambda step, of: arms.warm(step, of) * beds.cosine(step, of),
+        decay=lambda step, of: arms.warm(step, of) * rates.cosine(step, of),
     )  # fmt: skip
     reached = arms.judged(arms.scores(bases.restored(model), parts.test[0]), parts.test[1])
     return model, {
@@ -227,7 +229,7 @@ def train(
 
     adapted, trained = arms.learn(
         model, arm, rate, seed, draw, F.cross_entropy, steps=steps or this.steps,
-        decay=beds.cosine, targets=TARGETS[net], beside=beside,
+        decay=rates.cosine, targets=TARGETS[net], beside=beside,
     )  # fmt: skip
     record: dict[str, Any] = {}
     for part in parts:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from toolkit.core.nets import initialise
-from toolkit.core.transformer import Block, Position
+from toolkit.core.nets.transformer import Block, Position
 
 
 class Table(nn.Embedding):

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.core import trials
 from toolkit.core.runs import results
 from toolkit.core.scale import scale as named_scale
+from toolkit.labs import trials
 from toolkit.labs.beds import arms, characters, images, speech, texts
 from toolkit.labs.beds.rates import RATES
 from toolkit.labs.lab import clear, open_runs, write_times

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from toolkit.core.datasets import Speech
+from toolkit.core.data.datasets import Speech
 from toolkit.core.seeds import generator
 
 FRAMES, BANDS = 48, 32

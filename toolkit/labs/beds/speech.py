@@ -17,8 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from toolkit.core import beds, data
+from toolkit.core import data
 from toolkit.core.seeds import generator
+from toolkit.core.train import rates
+from toolkit.core.train.fit import fit
 from toolkit.labs.beds import arms, bases, sounds
 from toolkit.labs.beds.arms import Arm
 from toolkit.labs.beds.networks import Sounds, build
@@ -143,10 +145,10 @@ def pretrain(split: int = 0, scale: str = "cpu") -> tuple[nn.Module, dict[str, A
     this, every, draws = size(scale), load(scale), bases.seeded(split)
     model = build(functools.partial(empty, scale), draws)
     chosen = rows(split, 0, scale)
-    beds.fit(
+    fit(
         model, None, 1e-3 if scale != "ci" else 1e-2, 0,
         batches(every, chosen["base"], this.pretraining, this.batch, draws), F.cross_entropy,
-        steps=this.pretraining, decay=lambda step, of: arms.warm(step, of) * beds.cosine(step, of),
+        steps=this.pretraining, decay=lambda step, of: arms.warm(step, of) * rates.cosine(step, of),
     )  # fmt: skip
     test = chosen["test"]
     reached = arms.judged(arms.scores(bases.restored(model), every.frames[test]), every.digit[test])
@@ -215,7 +217,7 @@ def train(
 
     adapted, trained = arms.learn(
         model, arm, rate, seed, draw, F.cross_entropy, steps=steps or this.steps,
-        decay=beds.cosine, targets=TARGETS, beside=beside,
+        decay=rates.cosine, targets=TARGETS, beside=beside,
     )  # fmt: skip
     record: dict[str, Any] = {}
     for part in parts:

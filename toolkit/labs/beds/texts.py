@@ -1,7 +1,7 @@
 """SST-2 through the two upper blocks of MiniLM, on its whole test set of 1,821 sentences.
 
-A thin layer over :mod:`toolkit.core.text_beds`: the frozen blocks, the loop and the head with a
-rate of its own are told there. Judged by log-loss and accuracy.
+A thin layer over :mod:`toolkit.labs.beds.sentences`: the frozen blocks, the loop and the head with
+a rate of its own are told there. Judged by log-loss and accuracy.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from toolkit.core import text_beds
 from toolkit.labs.beds import arms
+from toolkit.labs.beds import sentences as text_beds
 from toolkit.labs.beds.arms import Arm
 
 JUDGED = "log-loss (nats), accuracy (%)"
@@ -63,7 +63,7 @@ def train(
     parts: tuple[str, ...] = ("validation", "test"),
     device: str = "cpu",
 ) -> tuple[nn.Module, Any, dict[str, Any]]:
-    """Adapt the two blocks; see :func:`toolkit.core.text_beds.text_train`.
+    """Adapt the two blocks; see :func:`toolkit.labs.beds.sentences.text_train`.
 
     Args:
         arm: a reference arm by name, or :class:`~toolkit.labs.beds.arms.Arm` with any method.

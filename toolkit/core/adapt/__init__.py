@@ -1,0 +1,1 @@
+"""Put methods on a model, train in any loop, take them off."""

@@ -1,0 +1,65 @@
+"""What matched, and what it costs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+
+def report(adapted: Any) -> pd.DataFrame:
+    """One row per adapted layer.
+
+    Columns: layer, kind, rows, cols, weight (numbers in the frozen weight), trained (numbers
+    trained there), share (trained / weight), and whatever the method adds through ``facts()`` of
+    its adapter.
+    """
+    rows = []
+    for name, site in adapted.sites.items():
+        spec = site.spec
+        trained = sum(p.numel() for p in site.layer.adapter.parameters())
+        row = {
+            "layer": name,
+            "kind": spec.kind,
+            "rows": spec.rows,
+            "cols": spec.cols,
+            "weight": spec.rows * spec.cols,
+            "trained": trained,
+            "share": trained / (spec.rows * spec.cols),
+        }
+        facts = getattr(site.layer.adapter, "facts", None)
+        rows.append(row | (facts() if facts is not None else {}))
+    return pd.DataFrame(rows)
+
+
+def costs(adapted: Any) -> dict[str, int]:
+    """Four numbers, because no one of them tells what a method costs.
+
+    Returns:
+        ``trained``: numbers that receive gradients.
+        ``changed``: numbers of the model that differ from the base once merged.
+        ``stored_bytes``: bytes that one task adds on disk.
+        ``training_bytes``: bytes of gradients, of AdamW's two moments (float32 each, or the
+        tensor's own dtype) and of the method's own state. Activations are not in it: they
+        depend on the batch.
+    """
+    parameters = adapted.parameters()
+    trained = sum(p.numel() for p in parameters)
+    # a layer that lost its whole rank (AdaLoRA after compact()) stays as it was
+    changed = sum(
+        s.spec.rows * s.spec.cols
+        for s in adapted.sites.values()
+        if any(p.numel() for p in s.layer.adapter.parameters())
+    )
+    changed += sum(p.numel() for p in adapted.extra.values())
+    kept = [t for a in adapted.adapters.values() for t in a.state_dict().values()]
+    kept += list(adapted.extra.values())
+    training = 3 * sum(p.nbytes for p in parameters)
+    if adapted.controller is not None:
+        training += sum(t.nbytes for t in adapted.controller.state().values())
+    return {
+        "trained": trained,
+        "changed": changed,
+        "stored_bytes": sum(t.nbytes for t in kept),
+        "training_bytes": training,
+    }

@@ -1,0 +1,52 @@
+"""Adapters on disk: one safetensors file that says what it is, and never a pickle."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from toolkit.core.io import write_beside
+
+FORMAT = "parameters-in-motion/1"
+
+
+def save(adapted: Any, path: Any, resume: bool = False) -> None:
+    """Write what one task adds to its base: adapter tensors, ``train`` parameters and facts.
+
+    Args:
+        adapted: a model with a method on it, not merged.
+        path: file to write.
+        resume: also keep the state of the schedule, to go on training later.
+
+    Raises:
+        RuntimeError: ``resume`` was asked for but nothing is attached.
+    """
+    path = Path(path)
+    tensors: dict[str, Tensor] = {}
+    for name, adapter in adapted.adapters.items():
+        for key, value in adapter.state_dict().items():
+            tensors[f"adapter.{name}.{key}"] = value
+    for name, value in adapted.extra.items():
+        tensors[f"train.{name}"] = value.detach()
+    if resume:
+        if adapted.controller is None:
+            raise RuntimeError("resume=True needs a schedule: call attach(optimizer, ...) first")
+        for key, value in adapted.controller.state().items():
+            tensors[f"schedule.{key}"] = value
+    facts = {
+        "method": adapted.method.info.slug,
+        "hyperparameters": dataclasses.asdict(adapted.method),
+        "train": list(adapted.extra),
+        "layers": {
+            name: {"kind": s.spec.kind, "shape": list(s.spec.shape), "parameter": s.spec.parameter}
+            for name, s in adapted.sites.items()
+        },
+    }
+    metadata = {"format": FORMAT, "facts": json.dumps(facts)}
+    packed = {key: value.contiguous() for key, value in tensors.items()}
+    write_beside(path, lambda file: save_file(packed, file, metadata=metadata))

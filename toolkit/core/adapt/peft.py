@@ -1,0 +1,158 @@
+"""The folder format of Hugging Face ``peft``: write adapters it loads, load adapters it wrote.
+
+The format is read and written here, so ``peft`` itself need not be installed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+PREFIX = "base_model.model."
+
+
+@dataclass(frozen=True)
+class PeftNames:
+    """How a method's tensors and hyperparameters are called in ``peft``.
+
+    Args:
+        kind: value of ``peft_type``.
+        tensors: our tensor name -> suffix of theirs.
+        embedding: the same for embedding layers, where the names differ.
+        fields: their configuration field -> our hyperparameter.
+        extra: fixed configuration fields that their loader needs.
+        kinds: layer kinds whose stored form means the same there.
+        ranks: our tensor with one row per kept rank, where layers may have fewer than the method's
+            ``rank``; they are then declared in ``rank_pattern``.
+    """
+
+    kind: str
+    tensors: Mapping[str, str]
+    fields: Mapping[str, str]
+    kinds: tuple[str, ...]
+    embedding: Mapping[str, str] = field(default_factory=dict)
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    ranks: str = ""
+
+    def names(self, kind: str) -> Mapping[str, str]:
+        return self.embedding if kind == "embedding" else self.tensors
+
+
+def save_peft(adapted: Any, folder: Any) -> None:
+    """Write ``adapter_config.json`` and ``adapter_model.safetensors`` for ``peft.PeftModel``.
+
+    Args:
+        adapted: a model with a method that ``peft`` knows.
+        folder: made if missing; each file is moved into place when complete.
+
+    Raises:
+        TypeError: ``peft`` does not have the method, or stores a layer kind differently.
+    """
+    names = getattr(adapted.method, "peft", None)
+    if names is None:
+        raise TypeError(f"{adapted.method.info.title} has no counterpart in Hugging Face peft")
+    for site in adapted.sites.values():
+        _check_same_meaning(site, names)
+    tensors: dict[str, Tensor] = {}
+    for name, site in adapted.sites.items():
+        own = site.layer.adapter.state_dict()
+        for ours, theirs in names.names(site.spec.kind).items():
+            tensors[f"{PREFIX}{name}.{theirs}"] = _to_peft(own[ours], ours, site)
+    whole = _whole_modules(adapted)
+    for name, value in adapted.extra.items():
+        tensors[f"{PREFIX}{name}"] = value.detach()
+
+    method = adapted.method
+    config = {
+        "peft_type": names.kind,
+        "task_type": None,
+        "inference_mode": True,
+        "base_model_name_or_path": getattr(
+            getattr(adapted.model, "config", None), "_name_or_path", None
+        ),
+        "bias": "none",
+        "target_modules": _target_modules(adapted),
+        "modules_to_save": whole or None,
+        "fan_in_fan_out": any(s.spec.kind == "hf_conv1d" for s in adapted.sites.values()),
+        **names.extra,
+        **{theirs: getattr(method, ours) for theirs, ours in names.fields.items()},
+        **_rank_pattern(adapted, names),
+    }
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as beside:
+        model_file = Path(beside) / "adapter_model.safetensors"
+        packed = {k: v.detach().contiguous().cpu() for k, v in tensors.items()}
+        save_file(packed, model_file, metadata={"format": "pt"})
+        config_file = Path(beside) / "adapter_config.json"
+        config_file.write_text(json.dumps(config, indent=2, sort_keys=True))
+        for file in (model_file, config_file):
+            os.replace(file, folder / file.name)
+
+
+def _target_modules(adapted: Any) -> list[str] | str:
+    """The layers' names; as a regular expression where a name is also the end of another's."""
+    names = sorted(adapted.sites)
+    ends = tuple(f".{name}" for name in names)
+    others = (name for name, _ in adapted.model.named_modules() if name not in adapted.sites)
+    if any(other.endswith(ends) for other in others):
+        return "|".join(re.escape(name) for name in names)
+    return names
+
+
+def _rank_pattern(adapted: Any, names: PeftNames) -> dict[str, Any]:
+    """Which of the initial ranks each layer kept, for layers that were made smaller."""
+    if not names.ranks:
+        return {}
+    pattern = {}
+    for name, site in adapted.sites.items():
+        kept = getattr(site.layer.adapter, names.ranks).shape[0]
+        if kept < adapted.method.rank:
+            stored = names.names(site.spec.kind)[names.ranks]
+            pattern[f"{name}.{stored}"] = [i < kept for i in range(adapted.method.rank)]
+    return {"rank_pattern": pattern or None}
+
+
+def _check_same_meaning(site: Any, names: PeftNames) -> None:
+    spec, base = site.spec, site.layer.base
+    if spec.kind not in names.kinds:
+        raise TypeError(
+            f"layer {spec.name!r}: peft stores {spec.kind} layers of this method in another form; "
+            "leave it out of targets to export"
+        )
+    dilated = spec.kind == "conv" and any(d != 1 for d in base.dilation)
+    if spec.groups > 1 or dilated:
+        raise TypeError(
+            f"layer {spec.name!r}: peft's branch for grouped or dilated convolutions is another "
+            "map; leave it out of targets to export"
+        )
+
+
+def _to_peft(value: Tensor, ours: str, site: Any) -> Tensor:
+    spec = site.spec
+    if spec.kind != "conv":
+        return value
+    ones = [1] * (len(spec.shape) - 2)
+    return value.view(-1, *spec.shape[1:]) if ours == "A" else value.view(*value.shape, *ones)
+
+
+def _whole_modules(adapted: Any) -> list[str]:
+    """Modules whose every parameter is trained beside; peft knows only whole modules."""
+    modules = sorted({name.rpartition(".")[0] for name in adapted.extra})
+    for module in modules:
+        own = {f"{module}.{k}" for k, _ in adapted.model.get_submodule(module).named_parameters()}
+        if not module or not own <= set(adapted.extra):
+            raise TypeError(
+                f"peft saves whole modules only, but train covers a part of {module or 'the model'}"
+                "; name the module in train"
+            )
+    return modules

@@ -1,0 +1,123 @@
+"""Which layers a method adapts: by name pattern, by layer type or by a callable."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from torch import nn
+
+from toolkit.core.adapt.sites import kind_of
+
+Targets = str | type | Callable[[str, nn.Module], bool] | Iterable["str | type"] | None
+DEFAULT_KINDS = ("linear", "hf_conv1d", "attention")
+
+
+def matches(name: str, pattern: str) -> bool:
+    """Whether a pattern names this module or parameter.
+
+    A pattern with ``*``, ``?`` or ``[`` is matched against the whole dotted name; a plain one is
+    the whole name or its last components, so ``"query"`` matches ``"layer.0.attention.query"``.
+    """
+    if any(mark in pattern for mark in "*?["):
+        return fnmatch.fnmatchcase(name, pattern)
+    return name == pattern or name.endswith("." + pattern)
+
+
+def select(
+    model: nn.Module, targets: Targets, kinds: tuple[str, ...], exclude: Iterable[str] = ()
+) -> dict[str, nn.Module]:
+    """The layers that ``targets`` names, by name, in the model's order, each module once.
+
+    Args:
+        model: the network.
+        targets: None for every Linear, transformers Conv1D and MultiheadAttention; a name pattern
+            or a list of them (see :func:`matches`); a layer type or a list of them; or a callable
+            ``(name, module) -> bool``.
+        kinds: layer kinds the method accepts; matched modules that are no layers at all
+            (containers caught by a wide pattern) are passed over.
+        exclude: names of layers that stay as they are; layers inside them are still looked at.
+
+    Raises:
+        ValueError: nothing matched, or one name pattern of several matched nothing; the message
+            shows the nearest names.
+        TypeError: only modules that the method cannot adapt matched, or ``targets`` is of no
+            accepted form.
+    """
+    exclude = set(exclude)
+    modules = {name: module for name, module in model.named_modules() if name not in exclude}
+    chosen = _predicate(targets, kinds)
+    hits = {name: module for name, module in modules.items() if chosen(name, module)}
+    layers = {name: m for name, m in hits.items() if kind_of(m) in kinds}
+    for pattern in (t for t in _as_list(targets) if isinstance(t, str)):
+        if not any(matches(name, pattern) for name, _ in model.named_modules()):
+            raise ValueError(_nothing(pattern, modules))
+    if layers:
+        named = {t for t in _as_list(targets) if isinstance(t, str)} & hits.keys()
+        refused = sorted(named - layers.keys())
+        if refused:
+            raise TypeError(_refusal({name: hits[name] for name in refused}, kinds))
+        return layers
+    if hits:
+        raise TypeError(_refusal(hits, kinds))
+    raise ValueError(_nothing(targets, modules))
+
+
+def _as_list(targets: Any) -> list[Any]:
+    if targets is None:
+        return []
+    if isinstance(targets, str | type) or callable(targets):
+        return [targets]
+    if not isinstance(targets, Iterable):
+        raise TypeError(
+            f"targets={targets!r}: pass name patterns, layer types or a callable (name, module)"
+        )
+    return list(targets)
+
+
+def _predicate(targets: Targets, kinds: tuple[str, ...]) -> Callable[[str, nn.Module], bool]:
+    if targets is None:
+        usual = tuple(k for k in DEFAULT_KINDS if k in kinds) or kinds
+        return lambda _, module: kind_of(module) in usual
+    wanted = _as_list(targets)
+    if not wanted:
+        raise ValueError("targets is empty; pass None for every linear layer, or name patterns")
+    types = tuple(t for t in wanted if isinstance(t, type))
+    patterns = [t for t in wanted if isinstance(t, str)]
+    calls = [t for t in wanted if not isinstance(t, str | type)]
+    if any(not callable(c) for c in calls):
+        raise TypeError(
+            f"targets={targets!r}: pass name patterns, layer types or a callable (name, module)"
+        )
+    return lambda name, module: (
+        (bool(types) and isinstance(module, types))
+        or any(matches(name, p) for p in patterns)
+        or any(c(name, module) for c in calls)
+    )
+
+
+def _refusal(hits: dict[str, nn.Module], kinds: tuple[str, ...]) -> str:
+    few = list(hits.items())[:4]
+    shown = ", ".join(f"{n or '(the model)'}: {type(m).__name__}" for n, m in few)
+    return (
+        f"targets matched modules that cannot be adapted here ({shown}). This method accepts "
+        f"layers of kind {', '.join(kinds)}; name such layers in targets"
+    )
+
+
+def _nothing(targets: Targets, modules: dict[str, nn.Module]) -> str:
+    usable = [n for n, m in modules.items() if kind_of(m) is not None and n]
+    ends = {n.rsplit(".", 1)[-1] for n in usable}
+    near: list[str] = []
+    for t in _as_list(targets):
+        if isinstance(t, str):
+            word = t.strip("*.?").rsplit(".", 1)[-1]
+            near += difflib.get_close_matches(word, sorted(ends), n=3, cutoff=0.4)
+            near += difflib.get_close_matches(t, usable, n=2, cutoff=0.5)
+    near = list(dict.fromkeys(near)) or usable[:6]
+    return (
+        f"targets={targets!r} matches no layer. Nearest names: {near}. "
+        "Patterns match whole dotted names; a plain word matches a name's last part"
+    )

@@ -1,0 +1,1 @@
+"""What a method says about itself: facts, hyperparameters, the catalogue."""

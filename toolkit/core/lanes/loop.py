@@ -1,0 +1,311 @@
+r"""Train hundreds of small networks at once, along a leading lane axis.
+
+A small network leaves most of a machine idle: a step costs more in calls than in arithmetic. M
+networks of one architecture are therefore trained as one, with every tensor stacked. Each lane has
+its own seed, data order, schedule, weight decay, momentum, batch size, length, label noise, mask,
+SAM radius and width, and ends with the weights that a run of its own would have given.
+
+Lanes that need another batch size are grouped; groups are cut into chunks that fit a memory
+budget; a chunk that is done is written to disk if a folder is given, and not run again.
+
+>>> lanes = [Lane(seed=s, lr=lr) for s in range(3) for lr in (0.1, 0.3)]
+>>> result = train(lambda g: nets.mlp([64, 64, 10], generator=g), lanes, x, y)  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import joblib
+import torch
+from torch import Tensor
+
+from toolkit.core.lanes import store as lane_store
+from toolkit.core.lanes.lane import Lane
+from toolkit.core.lanes.nets import (
+    LaneNet,
+    Make,
+    States,
+    initial,
+    join_masks,
+    lanes_of,
+    take,
+    width_masks,
+)
+from toolkit.core.lanes.steps import LaneLoss, Stepper
+from toolkit.core.seeds import generator
+
+
+@dataclass
+class Trained:
+    """What :func:`train` returns, lanes in the order given.
+
+    Attributes:
+        lanes: how each was trained.
+        states: name -> (M, ...), after the last step of each lane.
+        snapshots: step -> states of the lanes that reach that step; zeros for the others.
+        loss: (M,) mean training loss over the last epoch of each lane, as far as it went.
+        diverged: (M,) step at which the loss was first not finite, -1 if it never was.
+    """
+
+    lanes: list[Lane]
+    states: States
+    snapshots: dict[int, States]
+    loss: Tensor
+    diverged: Tensor
+
+
+def train(
+    make: Make,
+    lanes: Sequence[Lane],
+    x: Tensor,
+    y: Tensor,
+    *,
+    states: States | None = None,
+    masks: Mapping[str, Tensor] | None = None,
+    rows: Tensor | None = None,
+    loss: LaneLoss | None = None,
+    optimizer: str = "sgd",
+    snapshots: Sequence[int] = (),
+    memory_gib: float = 2.0,
+    chunk: int | None = None,
+    workers: int | None = None,
+    folder: str | Path | None = None,
+    progress: bool | None = None,
+    compile: bool = False,
+) -> Trained:
+    """Train all lanes.
+
+    Args:
+        make: builds a network from a ``torch.Generator``; lanes start from ``make`` at their seed.
+            Parameters that do not require gradients stay as they are.
+        lanes: M lanes.
+        x: training inputs (N, ...), on the device where training takes place.
+        y: labels (N,), integers.
+        states: other starting states, name -> (M, ...), for example of pruned networks.
+        masks: name of a parameter -> (M, ...) of 0 and 1. Masked entries are 0 from the start and
+            stay 0, whatever momentum and weight decay do.
+        rows: numbers (M, n) of the examples that each lane trains on; all of ``x`` by default. An
+            epoch then has n examples.
+        loss: takes logits (M', b, K), labels (M', b) and the numbers (M',) of the lanes at hand, as
+            in ``lanes``, and returns the loss of every example (M', b) or every lane (M',); see
+            :func:`lane_loss`. Cross-entropy by default.
+        optimizer: ``sgd`` (PyTorch's, with momentum) or ``adamw``.
+        snapshots: steps after which the states are also kept; 0 is the start.
+        memory_gib: what training and its results may take together.
+        chunk: lanes trained together at most; by default what suits the device and the budget.
+        workers: chunks trained side by side on a CPU, each on one thread, which for tensors this
+            small is faster than several threads on one chunk; by default as many as PyTorch has
+            threads. 1 leaves PyTorch's threads alone.
+        folder: where finished chunks are kept, to go on after an interruption.
+        progress: a bar with the remaining time; by default where a person looks (a terminal).
+        compile: compile the step with ``torch.compile``; on a GPU with CUDA graphs. Compiling takes
+            up to a minute per shape. On a CPU it slowed the MLP of the benchmarks down and gave
+            the convolutional network a tenth.
+
+    Returns:
+        The results. A lane whose loss is no longer finite is marked in ``diverged``; the others
+        are not touched by it.
+
+    Raises:
+        ValueError: no lanes, states, masks or rows that do not fit, a batch larger than the data, a
+            folder together with a loss (files could not tell one loss from another), a budget that
+            not even one lane fits into (the message says what would).
+    """
+    lanes = list(lanes)
+    if not lanes:
+        raise ValueError("lanes is empty: give at least one Lane.")
+    template = make(generator(0, "template")).to(x.device)
+    net = LaneNet(template)
+    start = initial(make, [lane.seed for lane in lanes]) if states is None else states
+    start = {name: t.to(x.device) for name, t in start.items()}
+    _check(net, lanes, x, y, start, masks, optimizer, snapshots, rows)
+    if folder is not None and loss is not None:
+        raise ValueError(
+            "folder and loss: kept files cannot tell one loss from another, so a run with a loss "
+            "of its own is not kept; leave folder out, or keep results with toolkit.core.sweep."
+        )
+    if any(lane.width < 1 for lane in lanes):
+        masks = join_masks(dict(masks or {}), width_masks(template, [lane.width for lane in lanes]))
+    masks = {name: mask.to(x) for name, mask in (masks or {}).items()}
+    classes = int(y.max()) + 1
+    held = _held(start, len(snapshots))
+    if workers is None:
+        workers = torch.get_num_threads() if x.device.type == "cpu" and not compile else 1
+    groups: dict[tuple[int, bool], list[int]] = {}
+    for m, lane in enumerate(lanes):
+        groups.setdefault((lane.batch, lane.rho > 0), []).append(m)
+    parts: list[list[int]] = []
+    for members in groups.values():
+        members.sort(key=lambda m: -lanes[m].steps)
+        size = _chunk(net, lanes[members[0]], x, start, held, memory_gib, workers, chunk, optimizer)
+        size = min(size, math.ceil(len(members) / workers))
+        parts += [members[i : i + size] for i in range(0, len(members), size)]
+
+    result = Trained(
+        lanes,
+        {name: t.clone() for name, t in start.items()},
+        {s: {name: torch.zeros_like(t) for name, t in start.items()} for s in snapshots},
+        x.new_zeros(len(lanes)),
+        torch.full((len(lanes),), -1, device=x.device),
+    )
+    store = lane_store.Store(folder, template, x, y, optimizer, snapshots) if folder else None
+    with _bar(sum(lane.steps for lane in lanes), progress) as bar:
+
+        def run(members: list[int]) -> tuple[list[int], dict[str, Tensor]]:
+            chosen = [lanes[m] for m in members]
+            state, mask = take(start, members), take(masks, members) if masks else {}
+            numbers = torch.as_tensor(members, device=x.device)
+            own_rows = None if rows is None else rows.to(x.device)[numbers]
+            known = {} if own_rows is None else {"rows": own_rows}
+            done = store.load(chosen, state, mask | known) if store else None
+            if done is None:
+                # calling a module with other weights is not safe in two threads at once
+                own = LaneNet(template) if workers > 1 else net
+                stepper = Stepper(own, chosen, x, y, classes, state, mask, optimizer, compile,
+                                  own_rows, loss, numbers)  # fmt: skip
+                done = stepper.run(snapshots, bar.update)
+                if store:
+                    store.save(chosen, state, mask | known, done)
+            else:
+                bar.update(sum(lane.steps for lane in chosen))
+            return members, done
+
+        for members, done in _side_by_side(run, parts, workers):
+            _write(result, members, done)
+    return result
+
+
+def _side_by_side(run: Callable, parts: list[list[int]], workers: int) -> Iterator:
+    """Results as they come; with several workers each has one of PyTorch's threads."""
+    if workers == 1 or len(parts) == 1:
+        yield from map(run, parts)
+        return
+    before = torch.get_num_threads()
+
+    def alone(members: list[int]) -> Any:
+        torch.set_num_threads(1)
+        return run(members)
+
+    pool = joblib.Parallel(workers, prefer="threads", return_as="generator_unordered")
+    try:
+        yield from pool(joblib.delayed(alone)(members) for members in parts)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _write(result: Trained, members: list[int], done: dict[str, Tensor]) -> None:
+    index = torch.as_tensor(members, device=result.loss.device)
+    for key, value in done.items():
+        kind, _, name = key.partition("/")
+        if kind == "final":
+            result.states[name][index] = value.to(result.states[name])
+        elif kind == "facts":
+            target = getattr(result, name)
+            target[index] = value.to(target)
+        else:
+            target = result.snapshots[int(kind)][name]
+            target[index] = value.to(target)
+
+
+def _check(
+    net: LaneNet,
+    lanes: list[Lane],
+    x: Tensor,
+    y: Tensor,
+    start: States,
+    masks: Mapping[str, Tensor] | None,
+    optimizer: str,
+    snapshots: Sequence[int],
+    rows: Tensor | None,
+) -> None:
+    if optimizer not in ("sgd", "adamw"):
+        raise ValueError(f'optimizer={optimizer!r}: choose "sgd" or "adamw".')
+    if len(x) != len(y):
+        raise ValueError(f"x has {len(x)} examples and y {len(y)} labels: give one label each.")
+    if rows is not None and (rows.dim() != 2 or len(rows) != len(lanes) or rows.numel() == 0):
+        raise ValueError(
+            f"rows has shape {tuple(rows.shape)}: give (lanes, examples of each), here "
+            f"({len(lanes)}, n)."
+        )
+    if rows is not None and (rows.is_floating_point() or rows.min() < 0 or rows.max() >= len(x)):
+        raise ValueError(f"rows must hold whole numbers from 0 to {len(x) - 1}, places in x.")
+    largest, size = max(lane.batch for lane in lanes), len(x) if rows is None else rows.shape[1]
+    if largest > size:
+        raise ValueError(f"Lane(batch={largest}) is larger than the {size} training examples.")
+    own = net.template.state_dict()
+    for name, tensor in own.items():
+        want = (len(lanes), *tensor.shape)
+        got = tuple(start[name].shape) if name in start else None
+        if got != want:
+            raise ValueError(
+                f"states[{name!r}] has shape {got}, but {len(lanes)} lanes need {want}."
+            )
+    for name, mask in (masks or {}).items():
+        if name not in net.parameters or mask.shape != (len(lanes), *own[name].shape):
+            raise ValueError(
+                f"masks[{name!r}] has shape {tuple(mask.shape)}: a mask must name a parameter and "
+                f"have its shape after the lane axis; parameters are {net.parameters[:6]}."
+            )
+    late = [s for s in snapshots if not 0 <= s <= max(lane.steps for lane in lanes)]
+    if late:
+        raise ValueError(f"snapshots={late}: no lane has that step.")
+
+
+def _held(states: States, snapshots: int) -> int:
+    return (2 + snapshots) * sum(t.nbytes for t in states.values())
+
+
+def _chunk(
+    net: LaneNet,
+    lane: Lane,
+    x: Tensor,
+    states: States,
+    held: int,
+    memory_gib: float,
+    workers: int,
+    chunk: int | None,
+    optimizer: str,
+) -> int:
+    """How many lanes train together."""
+    weights = sum(t[0].nbytes for t in states.values())
+    kept: dict[int, int] = {}
+
+    def keep(t: Tensor) -> Tensor:
+        kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        one = {n: t[:1].detach().clone().requires_grad_(n in net.parameters)
+               for n, t in states.items()}  # fmt: skip
+        net(one, x[: lane.batch][None].clone(), train=True)  # a view would count all of x
+    # weight, gradient, moments, mask, and SAM's second weights; activations twice, for gradients
+    need = weights * (7 if optimizer == "adamw" or lane.rho else 5) + 2 * sum(kept.values())
+    room = memory_gib * 2**30 - held
+    if room < need:
+        raise ValueError(
+            f"memory_gib={memory_gib}: the results of {lanes_of(states)} lanes take "
+            f"{held / 2**30:.3g} GiB and one lane in training {need / 2**30:.3g} more. Set "
+            f"memory_gib to at least {(held + need) / 2**30:.3g}, or train fewer lanes or keep "
+            "fewer snapshots at a time."
+        )
+    fits = max(1, int(room // need // workers))
+    # on a CPU a chunk whose step stays in the cache is faster than a larger one
+    suits = max(1, CACHE // need) if x.device.type == "cpu" else fits
+    return max(1, min(fits, chunk if chunk is not None else suits))
+
+
+CACHE = 64 * 2**20
+"""Bytes of one step's tensors up to which lanes are put together on a CPU; measured."""
+
+
+def _bar(total: int, progress: bool | None):
+    from tqdm.auto import tqdm
+
+    off = not (sys.stderr.isatty() if progress is None else progress)
+    return tqdm(total=total, unit="step", unit_scale=True, desc="lanes", disable=off)

@@ -1,0 +1,1 @@
+"""One training loop; the training signal is an argument."""

@@ -1,0 +1,264 @@
+r"""LoRA-GGPO: train LoRA under weight noise that is larger for some output neurons than for others.
+
+The weight of the forward pass in training is :math:`W' + \epsilon` with :math:`W' = W_0 + s\,BA`
+of shape (m, n), and
+
+.. math:: \epsilon_{ij} \sim \mathcal N\Big(0,\ \frac{\sigma^2}{n}
+    \big(\|W'_{i,:}\|^2 + \beta\,\|\nabla W_{i,:}\|^2\big)\Big)
+
+so the loss that falls is a mean over weights nearby, which is low in flat places. Inference and the
+merge are LoRA's.
+
+Source: Chang et al., *LoRA-GGPO: Mitigating Double Descent in LoRA Fine-Tuning via Gradient-Guided
+Perturbation Optimization*, arXiv 2502.14538 version 1. Version 2 of that entry, *LoRA-MGPO*, is
+another algorithm (``variant="mgpo"``):
+
+.. math:: \tilde\theta = \theta + \rho\,\frac{m}{\|m\|_2}\cdot\frac1{\bar g}
+
+with :math:`\theta` every A and B, m the optimizer's first moment, :math:`\bar g` the smoothed norm
+of the gradient. Where texts and codes differ:
+
+* Official code exists for version 2 only (``llm172/LoRA-MGPO``), and differs from its paper. It
+  moves the frozen weight and not the factors, each layer by its own :math:`\bar g`, bounds
+  :math:`1/\bar g` by 10, and goes *against* the momentum. ``variant="mgpo_code"`` does so;
+  ``sign`` turns either round. That code smooths once per micro-batch, this one once per step.
+* ``kohya-ss/sd-scripts`` has version 1 with a sum of two scales over :math:`\sqrt m`, one mean row
+  norm for all rows of :math:`W_0`, no cross term, no s in the weight's norm, and no noise before
+  the first gradient. ``variant="kohya"`` does so. That code also takes no gradient through the
+  noise to the layers before, draws anew for every micro-batch, samples 1000 rows for the mean, and
+  measures before the step. Here the gradient is that of the noisy network, the mean is over all
+  rows, and norms are those of the weight that is used.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from toolkit.core.adapt import lowrank as factored
+from toolkit.core.adapt.model import Adapted
+from toolkit.core.adapt.peft import PeftNames
+from toolkit.core.adapt.sites import KINDS, LayerSpec
+from toolkit.core.declare.catalogue import Info, hyper, validate
+from toolkit.lowrank.lora import LoRA, LoRALayer, check_rank
+from toolkit.lowrank.lora_ggpo.momentum_control import MomentumController
+from toolkit.lowrank.lora_ggpo.noise import NOISES
+from toolkit.lowrank.lora_ggpo.noise_control import NoiseController
+from toolkit.lowrank.lora_ggpo.perturb import Cover
+
+
+@dataclass(frozen=True)
+class LoRAGGPO:
+    r"""LoRA-GGPO's hyperparameters; builds the factors of one layer, which are LoRA's.
+
+    Nothing is perturbed before ``adapted.attach(optimizer)``. After it, a forward pass in training
+    mode with gradients enabled runs at the perturbed weight. A pass in ``eval()`` or under
+    ``no_grad``, the merge, copies and files are plain LoRA. A perturbation lasts until the next
+    ``optimizer.step()``: all micro-batches of a step share it, and so do all processes, unless each
+    attaches with a ``generator`` of its own. Activation checkpointing must be the non-reentrant
+    kind; the other runs its first pass without gradients, so without noise.
+
+    ``attach`` takes two options for the noise: ``generator``, and ``draw(step, name, (m, n))`` that
+    returns the standard normal numbers themselves. Row norms of the gradient are read from
+    ``A.grad`` and ``B.grad`` as the optimizer sees them, so after clipping. At the first step, and
+    where a layer has no gradient, that term is 0. With ``sigma=0`` the training is LoRA's, bit for
+    bit.
+
+    The variants that follow the momentum do nothing at the first step, nor where the momentum or
+    the gradient is exactly zero.
+
+    Raises:
+        TypeError, ValueError: a hyperparameter of the wrong type or outside its range; at attach,
+            an optimizer without a first moment for ``"mgpo"`` and ``"mgpo_code"``.
+        FloatingPointError: at a step whose gradient is not finite, before any weight has changed
+            (only where gradients are read: not with ``beta=0``).
+        RuntimeError: at a step whose gradients are still scaled by a GradScaler.
+    """
+
+    rank: int = hyper(
+        8, low=1, high=256, log=True, help="rank r of the difference", source="paper v2, all tables"
+    )
+    alpha: float = hyper(
+        16.0,
+        low=0.0,
+        high=1024.0,
+        open_low=True,
+        help="numerator of the scale s = alpha / r",
+        source="paper v2, with r = 8",
+    )
+    dropout: float = hyper(
+        0.0,
+        low=0.0,
+        high=1.0,
+        open_high=True,
+        help="dropout on the input of the low-rank branch",
+        source="as LoRA",
+    )
+    rank_stabilised: bool = hyper(
+        False,
+        help="divide alpha by sqrt(r) instead of r (rsLoRA)",
+        source="rsLoRA, arXiv 2312.03732",
+    )
+    variant: str = hyper(
+        "ggpo",
+        choices=(*NOISES, "mgpo", "mgpo_code"),
+        help="what perturbs: noise (three forms) or the momentum (two)",
+        source="v1: ggpo; v2: mgpo; codes: kohya, mgpo_code; control: isotropic",
+    )
+    sigma: float = hyper(
+        0.03,
+        low=0.0,
+        high=10.0,
+        help="noise of a row relative to the row's norm",
+        source="independent implementations; v1 not read",
+    )
+    beta: float = hyper(
+        0.01,
+        low=0.0,
+        high=1e9,
+        help="weight of the gradient's row norms in the noise",
+        source="independent implementations; v1 not read",
+    )
+    rho: float = hyper(
+        0.05,
+        low=0.0,
+        high=1000.0,
+        open_low=True,
+        help="length of the move along the momentum, times gbar",
+        source="paper v2, T5-base; 0.01 for Llama-2-7B",
+    )
+    smoothing: float = hyper(
+        0.9,
+        low=0.0,
+        high=1.0,
+        open_high=True,
+        help="smoothing of gbar (the paper's beta)",
+        source="paper v2, T5-base; 0.8 for Llama-2-7B",
+    )
+    sign: str = hyper(
+        "source",
+        choices=("source", "ascent", "descent"),
+        help="along the momentum (ascent) or against it",
+        source="paper v2: ascent; its code: descent",
+    )
+    refresh: int = hyper(
+        1,
+        low=1,
+        high=100_000,
+        help="steps between two measurements of the weight's row norms",
+        source="ours; 1 is exact",
+    )
+    keep_noise: bool = hyper(
+        True,
+        help="hold the perturbed weight between forward and backward, or form it twice",
+        source="ours; memory against time",
+    )
+    seed: int = hyper(
+        0,
+        low=0,
+        high=2**31 - 1,
+        help="seed of the noise, where attach gets no generator",
+        source="ours; the same on all processes of a run",
+    )
+
+    info: ClassVar[Info] = Info(
+        slug="lora_ggpo",
+        part="lowrank",
+        title="LoRA-GGPO",
+        arxiv="2502.14538",
+        year=2025,
+        code="llm172/LoRA-MGPO",
+        equation=r"\min_{A,B}\ \mathbb{E}_\epsilon\,\mathcal{L}(W_0 + s\,BA + \epsilon)",
+        acts_on="a low-rank difference, trained under noise on the weight",
+        count=r"r\,(m+n)",
+        inference="none once merged",
+        colour="#E69F00",
+        kinds=KINDS,
+    )
+    peft: ClassVar[PeftNames] = LoRA.peft  # what is left after training is LoRA's
+    # The contracts hold a training pass under autocast to a plain pass within 5 %, which noise of
+    # 3 % exceeds in layers of four units; 1 % still shows in every other contract.
+    tiny: ClassVar[dict[str, Any]] = {"sigma": 0.01}
+
+    def __post_init__(self) -> None:
+        validate(self)
+
+    @property
+    def scale(self) -> float:
+        """s, the factor of BA."""
+        return self.alpha / (math.sqrt(self.rank) if self.rank_stabilised else self.rank)
+
+    @property
+    def noisy(self) -> bool:
+        """Whether there is any noise at all."""
+        return self.variant in NOISES and (
+            self.sigma > 0 or (self.variant == "kohya" and self.beta > 0)
+        )
+
+    @property
+    def direction(self) -> int:
+        """+1 along the momentum, -1 against it."""
+        along = self.variant == "mgpo" if self.sign == "source" else self.sign == "ascent"
+        return 1 if along else -1
+
+    def build(self, spec: LayerSpec, generator: torch.Generator | None = None) -> LoRAGGPOLayer:
+        check_rank(self.rank, spec)
+        return LoRAGGPOLayer(self, spec, generator)
+
+    def count(self, spec: LayerSpec) -> int:
+        """r (m + n) numbers for a layer of shape (m, n)."""
+        return self.rank * (spec.rows + spec.cols)
+
+    def controller(
+        self, adapted: Adapted, optimizer: torch.optim.Optimizer, total_steps: int | None, **options
+    ) -> NoiseController | MomentumController:
+        kind = NoiseController if self.variant in NOISES else MomentumController
+        return kind(self, adapted, optimizer, **options)
+
+
+class LoRAGGPOLayer(LoRALayer):
+    """The factors of one layer, as LoRA's, and the :class:`Cover` that may lie over it."""
+
+    def __init__(self, method: LoRAGGPO, spec: LayerSpec, generator: torch.Generator | None):
+        super().__init__(method, spec, generator)
+        self.cover = Cover()
+
+    def perturbed(self) -> bool:
+        """Whether a forward pass now would run at the perturbed weight."""
+        return self.training and self.cover.lies and torch.is_grad_enabled()
+
+    def _factors(self) -> tuple[Tensor, Tensor]:
+        if self.cover.shift is None:
+            return self.A, self.B
+        dA, dB = self.cover.shift
+        return self.A + dA, self.B + dB
+
+    def merged(self, base: nn.Module) -> dict[str, Tensor]:
+        """The weight that a forward pass now would use: plain under ``no_grad``, as in a merge."""
+        if not self.perturbed():
+            return super().merged(base)
+        A, B = self._factors()
+
+        def new(layer: nn.Module) -> dict[str, Tensor]:
+            return factored.merged(layer, self.spec, A, B, self.scale)
+
+        return self.cover.call(base, self.spec.parameter, new)
+
+    def forward(self, base: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if not self.perturbed():
+            return super().forward(base, *args, **kwargs)
+        if self.spec.kind == "attention" and not self.dropout:
+            return functional_call(base, self.merged(base), args, kwargs)
+        A, B = self._factors()
+
+        def output(layer: nn.Module) -> Any:
+            return factored.apply(
+                layer, self.spec, A, B, self.scale, self.dropout, True, args, kwargs
+            )
+
+        return self.cover.call(base, self.spec.parameter, output)

@@ -1,0 +1,200 @@
+r"""LoRA-Pro: move A and B so that the merged weight moves as full fine-tuning would move it.
+
+The layer is LoRA's, :math:`W = W_0 + s\,BA`. A step along :math:`-g^A, -g^B` moves the weight, to
+first order, along
+
+.. math:: -\tilde g = -(s\,B\,g^A + s\,g^B A),
+
+and LoRA-Pro takes the pair that brings :math:`\tilde g` nearest to the full gradient g. It is known
+in closed form and needs only LoRA's own gradients (:func:`toolkit.lowrank.lora_pro.projection.adjusted`).
+
+Source: Wang et al., *LoRA-Pro: Are Low-Rank Adapters Properly Optimized?*, arXiv 2407.18242;
+official code ``mrflogs/LoRA-Pro`` (``lorapro_full_adjustment``). Where they differ, the paper's
+formulas stand here. The code counts one step too many in Adam's bias correction
+(``official_clock=True`` repeats that), fixes s to 2, solves the Sylvester equation through complex
+numbers, cuts small singular values in its inverses (``pinv``), and from the second step on rounds
+the squared gradient to bfloat16. Which Adam the efficient mode uses was inferred, not read.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from toolkit.core.adapt.model import Adapted
+from toolkit.core.adapt.peft import PeftNames
+from toolkit.core.adapt.sites import KINDS, LayerSpec
+from toolkit.core.declare.catalogue import Info, hyper, validate
+from toolkit.lowrank.lora import LoRA, LoRALayer, check_rank
+from toolkit.lowrank.lora_pro.adjustment import Adjustment
+from toolkit.lowrank.lora_pro.inner_adam import AdamAdjustment
+from toolkit.lowrank.lora_pro.projection import CHOICES
+
+
+@dataclass(frozen=True)
+class LoRAPro:
+    r"""LoRA-Pro's hyperparameters; builds the factors of one layer, as LoRA does.
+
+    ``mode="full"`` runs Adam inside, on :math:`\tilde g` of shape (m, n), and hands the adjusted
+    pair of Adam's direction to the optimizer, which must be ``torch.optim.SGD`` without momentum:
+    its ``lr`` is the learning rate, its ``weight_decay`` acts as in AdamW. **Memory**: two moments
+    of the size of every adapted weight, :math:`2mn` numbers a layer, as in full fine-tuning.
+
+    ``mode="efficient"`` adjusts the gradients and leaves the rest to any optimizer. Memory: that
+    of LoRA. Clip gradients of all tensors together, never of one factor alone.
+
+    Training::
+
+        optimizer = torch.optim.SGD(adapted.parameters(), lr=1e-3)
+        adapted.attach(optimizer)
+
+    In full mode, parameters named by ``train`` get plain Adam with the same betas, at the learning
+    rate of their SGD group. To use another optimizer for them::
+
+        head = torch.optim.AdamW(model.head.parameters(), lr=1e-3)
+        adapted.attach(optimizer, beside=head)    # then call optimizer.step() and head.step()
+
+    which takes them out of the SGD. What the SGD holds besides is left to it.
+
+    During the step ``p.grad`` holds the adjusted pair, before and after it the raw gradients.
+
+    Raises:
+        TypeError, ValueError: a hyperparameter of the wrong type or outside its range; at
+            ``attach``, an optimizer that does not fit the mode.
+    """
+
+    rank: int = hyper(
+        8,
+        low=1,
+        high=256,
+        log=True,
+        help="rank r of the difference",
+        source="official Llama-2-7B scripts",
+    )
+    alpha: float = hyper(
+        16.0,
+        low=0.0,
+        high=1024.0,
+        open_low=True,
+        help="numerator of the scale s = alpha / r",
+        source="official Llama-2-7B scripts",
+    )
+    dropout: float = hyper(
+        0.0,
+        low=0.0,
+        high=1.0,
+        open_high=True,
+        help="dropout on the input of the low-rank branch",
+        source="as LoRA",
+    )
+    rank_stabilised: bool = hyper(
+        False,
+        help="divide alpha by sqrt(r) instead of r (rsLoRA)",
+        source="official scripts, flag rslora",
+    )
+    mode: str = hyper(
+        "full",
+        choices=("full", "efficient"),
+        help="Adam on the whole weight's gradient, or adjusted gradients for any optimizer",
+        source="full is what the official code runs",
+    )
+    X: str = hyper(
+        "sylvester",
+        choices=CHOICES,
+        help="how the change is shared between A and B",
+        source="paper; official code",
+    )
+    beta1: float = hyper(
+        0.9,
+        low=0.0,
+        high=1.0,
+        open_high=True,
+        help="full mode: Adam's average of gradients",
+        source="official code",
+    )
+    beta2: float = hyper(
+        0.999,
+        low=0.0,
+        high=1.0,
+        open_high=True,
+        help="full mode: Adam's average of squares",
+        source="official code",
+    )
+    eps: float = hyper(
+        1e-8,
+        low=0.0,
+        high=1.0,
+        open_low=True,
+        log=True,
+        help="full mode: added to Adam's denominator",
+        source="official code",
+    )
+    damping: float = hyper(
+        1e-8,
+        low=0.0,
+        high=1.0,
+        help="added to the diagonal of B'B and AA' before they are inverted",
+        source="official code",
+    )
+    official_clock: bool = hyper(
+        False,
+        help="full mode: bias correction one step ahead, as the published code runs",
+        source="official code; the paper has Adam's own",
+    )
+
+    info: ClassVar[Info] = Info(
+        slug="lora_pro",
+        part="lowrank",
+        title="LoRA-Pro",
+        arxiv="2407.18242",
+        year=2024,
+        code="mrflogs/LoRA-Pro",
+        equation=r"\min_{g^A, g^B} \|s\,B g^A + s\,g^B A - g\|_F",
+        acts_on="the gradients of LoRA's factors",
+        count=r"r\,(m+n)",
+        inference="none once merged",
+        colour="#CC79A7",
+        kinds=KINDS,
+    )
+    peft: ClassVar[PeftNames] = LoRA.peft
+    # the contract tests drive every method with AdamW, which full mode must refuse
+    tiny: ClassVar[dict[str, Any]] = {"mode": "efficient"}
+
+    def __post_init__(self) -> None:
+        validate(self)
+
+    @property
+    def scale(self) -> float:
+        """s, the factor of BA."""
+        return self.alpha / (math.sqrt(self.rank) if self.rank_stabilised else self.rank)
+
+    def build(self, spec: LayerSpec, generator: torch.Generator | None = None) -> LoRALayer:
+        check_rank(self.rank, spec)
+        return LoRALayer(self, spec, generator)
+
+    def count(self, spec: LayerSpec) -> int:
+        """r (m + n) numbers for a layer of shape (m, n)."""
+        return self.rank * (spec.rows + spec.cols)
+
+    def controller(
+        self,
+        adapted: Adapted,
+        optimizer: torch.optim.Optimizer,
+        total_steps: int | None,
+        beside: torch.optim.Optimizer | None = None,
+    ) -> Adjustment:
+        if self.mode == "full":
+            full = AdamAdjustment(self, adapted.adapters, optimizer, adapted.extra, beside)
+            if adapted.resume:
+                full.refuse_foreign(adapted.resume)
+            full.let_go()  # the last thing, so that a refusal leaves the optimizer as it was
+            return full
+        if beside is not None:
+            raise TypeError(
+                "beside is for mode='full', where the optimizer must be SGD; in efficient mode "
+                "any optimizer may hold the other parameters"
+            )
+        return Adjustment(self, adapted.adapters, optimizer)

@@ -1,0 +1,386 @@
+r"""TriAdaptLoRA: a small square core between the factors, which grows where it grew fastest.
+
+Between LoRA's factors :math:`B` (m, r) and :math:`A` (r, n) stands a core :math:`C` (r, r), the sum
+of a lower triangular part L and an upper triangular part U:
+
+.. math:: W = W_0 + s\,B\,C\,A, \qquad C = L + U
+
+A layer starts with a small rank. Growing by c adds c rows to L and A, and c columns to U and B;
+what was learned is not moved. The layers that grow are those whose core's norm rose most since the
+last look.
+
+Source: Liang, Wang, Zeng, *TriAdaptLoRA: Brain-Inspired Triangular Adaptive Low-Rank Adaptation for
+Parameter-Efficient Fine-Tuning*, arXiv 2501.08008. Only its abstract could be read; what stands
+here follows the files of its first author in ``YaoLiang2023/DiverValue-Bench`` (there is no other
+known code), which disagree among themselves. Inferred, not read: the default start, the default
+scale, the place of the growth after the optimizer's step, and everything about budget and limits.
+
+Choices where the author's files disagree, each with the others as options:
+
+- ``init="zero_core"`` (file ``block_c0``): the only start that is exact, whose growth changes no
+  output, and in which every tensor learns.
+- ``rescale="fixed"``: s = alpha / target rank, so that growth changes no output. The files divide
+  by the current rank ("rank") or multiply by 2 ("constant").
+- the budget is met exactly; the files' rule can pass it (``overshoot=True``).
+- the previous norm is detached; in the files it keeps the graph of an old step alive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from toolkit.core.adapt import lowrank as factored
+from toolkit.core.adapt.model import Adapted
+from toolkit.core.adapt.sites import KINDS, LayerSpec, normal
+from toolkit.core.adapt.steps.growth import block_generator, draw_seed
+from toolkit.core.declare.catalogue import Info, hyper, validate
+from toolkit.lowrank.lora import check_rank
+from toolkit.lowrank.triadaptlora.triangular import TriangularController, assemble, positions
+
+INITS = ("zero_core", "identity", "gaussian")
+DEAD = ("abc0", "cb0")
+
+
+@dataclass(frozen=True)
+class TriAdaptLoRA:
+    r"""TriAdaptLoRA's hyperparameters; builds the core and the factors of one layer.
+
+    Every layer starts at ``init_rank``. At each look the layers whose score is among the M highest
+    grow by ``block``, until the ranks of all layers add up to ``target_rank`` times the number of
+    layers, or to ``total_rank``. Looks fall on the steps t > ``warmup`` that ``interval`` divides,
+    t counted from 0. Call ``adapted.attach(optimizer, total_steps=T)``.
+
+    The score of a layer with q blocks is the rise of :math:`F = \lVert C\rVert_F / q` since the
+    last look. A layer that just grew has a larger q, so its next score is lowered: a brake, kept
+    from the author's files.
+
+    Raises:
+        TypeError, ValueError: a hyperparameter of the wrong type or outside its range, a target
+            below the start, or a start that cannot learn.
+    """
+
+    init_rank: int = hyper(
+        1,
+        low=1,
+        high=256,
+        log=True,
+        help="rank of every layer at the start",
+        source="author's files, init_rank",
+    )
+    target_rank: int = hyper(
+        8,
+        low=1,
+        high=256,
+        log=True,
+        help="average rank per layer at the end",
+        source="author's files, reference_rank",
+    )
+    total_rank: int | None = hyper(
+        None,
+        type=int,
+        low=1,
+        high=100_000,
+        help="final sum of ranks; overrides target_rank times the number of layers",
+        source="author's files, target_total_rank",
+    )
+    alpha: float = hyper(
+        16.0,
+        low=0.0,
+        high=1024.0,
+        open_low=True,
+        help="numerator of the scale",
+        source="ours: 16 / 8 is the constant 2 of the author's main file; its LoRA default is 8",
+    )
+    rescale: str = hyper(
+        "fixed",
+        choices=("fixed", "rank", "constant"),
+        help="scale: alpha / target_rank, alpha / (r + 1e-5) with the current rank r, or 2",
+        source="ours (inferred); author's file block_c0; author's main file",
+    )
+    dropout: float = hyper(
+        0.0,
+        low=0.0,
+        high=1.0,
+        open_high=True,
+        help="dropout on the input of the branch",
+        source="author's files",
+    )
+    init: str = hyper(
+        "zero_core",
+        choices=INITS,
+        help="start of the blocks",
+        source="author's files block_c0, main, and single",
+    )
+    block: int | None = hyper(
+        None,
+        type=int,
+        low=1,
+        high=256,
+        help="ranks c that a layer gains at once; None: half of target_rank",
+        source="author's files, incre_rank_num",
+    )
+    growth: str = hyper(
+        "linear",
+        choices=("linear", "exponential"),
+        help="how the number of growing layers rises with time",
+        source="author's files, rank_growth_model; the abstract names linear as the best",
+    )
+    warmup: int = hyper(
+        0,
+        low=0,
+        high=1_000_000,
+        help="steps before the first look",
+        source="author's files, init_warmup",
+    )
+    interval: int = hyper(
+        1,
+        low=1,
+        high=100_000,
+        help="steps between two looks",
+        source="author's files, incre_interval",
+    )
+    overshoot: bool = hyper(
+        False,
+        help="let the last growth pass the target, as the author's files do",
+        source="author's files",
+    )
+    orthogonality: float = hyper(
+        0.5,
+        low=0.0,
+        high=10.0,
+        help="weight gamma of the orthogonality penalty on A and B",
+        source="author's files, orth_reg_weight",
+    )
+    weight_decay: float = hyper(
+        0.0,
+        low=0.0,
+        high=10.0,
+        help="weight decay of blocks that are born later",
+        source="author's files, weight_decay",
+    )
+    restart: bool = hyper(
+        False,
+        help="give new blocks a learning-rate schedule of their own, from their birth",
+        source="ours; the author's files leave it to the scheduler",
+    )
+
+    info: ClassVar[Info] = Info(
+        slug="triadaptlora",
+        part="lowrank",
+        title="TriAdaptLoRA",
+        arxiv="2501.08008",
+        year=2025,
+        code="YaoLiang2023/DiverValue-Bench",
+        equation=r"W = W_0 + s\,B\,(L+U)\,A",
+        acts_on="a low-rank difference with a growing core",
+        count=r"r\,(m+n) + \sum_i 2\,c_i\,\rho_i",
+        inference="none once merged",
+        colour="#0072B2",
+        kinds=KINDS,
+    )
+    tiny: ClassVar[dict[str, Any]] = {"init_rank": 1, "target_rank": 3, "block": 1}
+
+    def __post_init__(self) -> None:
+        if isinstance(self.init, str) and self.init in DEAD:
+            raise ValueError(
+                f"TriAdaptLoRA(init={self.init!r}): this start can never learn. B C A is a product "
+                "of three factors and two of them, B and C, are 0, so the gradients of all three "
+                f"are 0 at every step. Use one of {list(INITS)}"
+            )
+        validate(self)
+        if self.total_rank is None and self.target_rank < self.init_rank:
+            raise ValueError(
+                f"TriAdaptLoRA(target_rank={self.target_rank}): the target is below "
+                f"init_rank={self.init_rank}; ranks only grow, so start lower or aim higher"
+            )
+
+    @property
+    def step_rank(self) -> int:
+        """c, the ranks that a layer gains at once."""
+        return max(1, self.target_rank // 2) if self.block is None else self.block
+
+    def build(self, spec: LayerSpec, generator: torch.Generator | None = None) -> TriAdaptLoRALayer:
+        check_rank(self.init_rank, spec, "init_rank")
+        return TriAdaptLoRALayer(self, spec, generator)
+
+    def count(self, spec: LayerSpec) -> int:
+        """r (m + n) + 2 r^2 numbers at the start, r = ``init_rank``, for a layer (m, n)."""
+        return self.init_rank * (spec.rows + spec.cols + 2 * self.init_rank)
+
+    def controller(
+        self, adapted: Adapted, optimizer: torch.optim.Optimizer, total_steps: int | None, **options
+    ) -> TriangularController:
+        return TriangularController(self, adapted.adapters, optimizer, total_steps, **options)
+
+
+class TriAdaptLoRALayer(nn.Module):
+    r"""The blocks of one layer, as parameters ``A0``, ``B0``, ``L0``, ``U0``, ``A1``, ...
+
+    With widths c_1, ..., c_q, sums rho_i = c_1 + ... + c_i and r = rho_q:
+
+    - ``A{i}`` (c_i, n) and ``B{i}`` (m, c_i), stacked to A (r, n) and B (m, r);
+    - ``L{i}`` (c_i, rho_i): rows of the lower part, diagonal block included;
+    - ``U{i}`` (rho_i, c_i): columns of the upper part, diagonal block included.
+
+    So C can be any matrix. Its diagonal blocks are the sum of two trained tensors, and move at
+    twice the rate of the others.
+    """
+
+    def __init__(self, method: TriAdaptLoRA, spec: LayerSpec, generator: torch.Generator | None):
+        super().__init__()
+        self.spec, self.dropout, self.init = spec, method.dropout, method.init
+        self.alpha, self.rescale, self.divisor = method.alpha, method.rescale, method.target_rank
+        self.widths: list[int] = []
+        self.limit = min(spec.rows, spec.cols)
+        self.register_buffer("seed", draw_seed(generator, spec.device))
+        self.grow(method.init_rank)
+
+    @property
+    def rank(self) -> int:
+        """r, the rank now."""
+        return sum(self.widths)
+
+    @property
+    def scale(self) -> float:
+        """s, the factor of B C A."""
+        if self.rescale == "constant":
+            return 2.0
+        return self.alpha / (self.divisor if self.rescale == "fixed" else self.rank + 1e-5)
+
+    def _blocks(self, letter: str) -> list[nn.Parameter]:
+        return [getattr(self, f"{letter}{i}") for i in range(len(self.widths))]
+
+    def core(self) -> Tensor:
+        """C = L + U, shape (r, r)."""
+        return assemble(self._blocks("L"), self._blocks("U"), self.where)
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """A (r, n) and B (m, r)."""
+        A, B = self._blocks("A"), self._blocks("B")
+        return (A[0], B[0]) if len(A) == 1 else (torch.cat(A), torch.cat(B, 1))
+
+    def delta(self) -> Tensor:
+        """s B C A, shape (m, n)."""
+        A, B = self.factors()
+        return self.scale * (B @ (self.core() @ A))
+
+    def merged(self, base: nn.Module) -> dict[str, Tensor]:
+        A, B = self.factors()
+        return factored.merged(base, self.spec, self.core() @ A, B, self.scale)
+
+    def forward(self, base: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        A, B = self.factors()
+        return factored.apply(
+            base,
+            self.spec,
+            self.core() @ A,
+            B,
+            self.scale,
+            self.dropout,
+            self.training,
+            args,
+            kwargs,
+        )
+
+    @torch.no_grad()
+    def grow(
+        self, amount: int, draws: Mapping[str, Tensor] | None = None
+    ) -> dict[str, nn.Parameter]:
+        """Add one block; with the default start B C A stays what it was.
+
+        Args:
+            amount: c, ranks to add.
+            draws: tensors to take instead of the start's own, by letter: A (c, n), B (m, c),
+                L (c, rho), U (rho, c), rho being the rank afterwards.
+
+        Returns:
+            The four new tensors by name, such as A1, B1, L1, U1.
+
+        Raises:
+            ValueError: the rank would pass min(m, n), or a draw has another shape.
+        """
+        i, c, rho, (m, n) = (
+            len(self.widths),
+            amount,
+            self.rank + amount,
+            (self.spec.rows, self.spec.cols),
+        )
+        if c < 1 or rho > self.limit:
+            raise ValueError(
+                f"layer {self.spec.name!r} cannot grow by {c}: its matrix is {m} x {n} and its "
+                f"rank {self.rank}; grow by 1 to {self.limit - self.rank}"
+            )
+        shapes = {"A": (c, n), "B": (m, c), "L": (c, rho), "U": (rho, c)}
+        blocks = self._start(i, shapes) | dict(draws or {})
+        wrong = [k for k, shape in shapes.items() if tuple(blocks[k].shape) != shape]
+        if wrong:
+            raise ValueError(f"draws[{wrong[0]!r}] must have shape {shapes[wrong[0]]}")
+        like = self.A0 if i else torch.empty(0, dtype=self.spec.dtype, device=self.spec.device)
+        new = {}
+        for letter in shapes:
+            new[f"{letter}{i}"] = nn.Parameter(blocks[letter].to(like, copy=True))
+            self.register_parameter(f"{letter}{i}", new[f"{letter}{i}"])
+        self._set_widths([*self.widths, c])
+        return new
+
+    def _start(self, i: int, shapes: dict[str, tuple[int, int]]) -> dict[str, Tensor]:
+        """Block i as its start says, from a stream of the layer's own seed and i."""
+        generator = block_generator(self.seed, i)
+        random = {
+            "zero_core": "AB",
+            "identity": "A",
+            "gaussian": "ALU" if i == 0 else "ABLU",
+        }[self.init]
+        blocks = {}
+        for letter, shape in shapes.items():
+            if letter in random:
+                blocks[letter] = normal(shape, 0.02, self.spec, generator)
+            elif letter in "LU" and self.init == "identity":
+                # ones from the block's first corner on, as in the file: off C's diagonal later
+                blocks[letter] = torch.eye(*shape)
+            else:
+                blocks[letter] = torch.zeros(shape)
+        return blocks
+
+    def _set_widths(self, widths: list[int]) -> None:
+        self.widths = widths
+        # no buffer: it follows from the widths, and a wrapped attention layer lists its buffers
+        self.where = positions(widths).to(self.A0.device)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> TriAdaptLoRALayer:
+        super()._apply(fn, recurse)
+        self.where = self.where.to(self.A0.device)
+        return self
+
+    @torch.no_grad()
+    def resize(self, state: Mapping[str, Tensor]) -> None:
+        """Take on the blocks of saved tensors, which are more after growth."""
+        widths = []
+        while (saved := state.get(f"A{len(widths)}")) is not None and saved.dim():
+            widths.append(len(saved))
+        if not widths or widths == self.widths:
+            return
+        m, n = self.spec.rows, self.spec.cols
+        for name in list(self._parameters):
+            if int(name[1:]) >= len(widths):
+                delattr(self, name)
+        rho = 0
+        like = self.A0
+        for i, c in enumerate(widths):
+            rho += c
+            for letter, shape in (("A", (c, n)), ("B", (m, c)), ("L", (c, rho)), ("U", (rho, c))):
+                old = self._parameters.get(f"{letter}{i}")
+                if old is None or tuple(old.shape) != shape:
+                    self.register_parameter(f"{letter}{i}", nn.Parameter(like.new_zeros(shape)))
+        self._set_widths(widths)
+
+    def facts(self) -> dict[str, int]:
+        return {"rank": self.rank, "blocks": len(self.widths)}
+
+    def extra_repr(self) -> str:
+        return f"rank={self.rank}, blocks={len(self.widths)}, scale={self.scale:g}"
