@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from toolkit.core.adapt import lowrank as factored
 from toolkit.core.adapt.model import Adapted
 from toolkit.core.adapt.peft import PeftNames
-from toolkit.core.adapt.sites import LayerSpec, normal
+from toolkit.core.adapt.sites import Site, normal
 from toolkit.core.adapt.steps.budget import BudgetController
 from toolkit.core.declare.catalogue import Info, hyper, validate
 from toolkit.lowrank.lora import check_rank
@@ -186,11 +186,11 @@ class AdaLoRA:
     def scale(self) -> float:
         return self.alpha / (self.rank + 1e-5)
 
-    def build(self, spec: LayerSpec, generator: torch.Generator | None = None) -> AdaLoRALayer:
+    def build(self, spec: Site, generator: torch.Generator | None = None) -> AdaLoRALayer:
         check_rank(self.rank, spec)
         return AdaLoRALayer(self, spec, generator)
 
-    def count(self, spec: LayerSpec) -> int:
+    def count(self, spec: Site) -> int:
         """r0 (m + n + 1) numbers for a layer of shape (m, n)."""
         return self.rank * (spec.rows + spec.cols + 1)
 
@@ -203,7 +203,7 @@ class AdaLoRA:
 class AdaLoRALayer(nn.Module):
     """The triplets of one layer: ``P`` (m, r), ``E`` (r, 1) for lambda, ``Q`` (r, n)."""
 
-    def __init__(self, method: AdaLoRA, spec: LayerSpec, generator: torch.Generator | None):
+    def __init__(self, method: AdaLoRA, spec: Site, generator: torch.Generator | None):
         super().__init__()
         self.spec, self.scale, self.dropout = spec, method.scale, method.dropout
         r, m, n = method.rank, spec.rows, spec.cols

@@ -21,11 +21,11 @@ from torch import Tensor, nn
 
 from toolkit.core.adapt import lowrank as factored
 from toolkit.core.adapt.peft import PeftNames
-from toolkit.core.adapt.sites import KINDS, LayerSpec, normal, uniform
+from toolkit.core.adapt.sites import KINDS, Site, normal, uniform
 from toolkit.core.declare.catalogue import Info, hyper, validate
 
 
-def check_rank(rank: int, spec: LayerSpec, argument: str = "rank") -> None:
+def check_rank(rank: int, spec: Site, argument: str = "rank") -> None:
     """Raise ValueError when a layer's matrix cannot have that rank."""
     most = min(spec.rows, spec.cols)
     if rank > most:
@@ -114,11 +114,11 @@ class LoRA:
         """s, the factor of BA."""
         return self.alpha / (math.sqrt(self.rank) if self.rank_stabilised else self.rank)
 
-    def build(self, spec: LayerSpec, generator: torch.Generator | None = None) -> LoRALayer:
+    def build(self, spec: Site, generator: torch.Generator | None = None) -> LoRALayer:
         check_rank(self.rank, spec)
         return LoRALayer(self, spec, generator)
 
-    def count(self, spec: LayerSpec) -> int:
+    def count(self, spec: Site) -> int:
         """r (m + n) numbers for a layer of shape (m, n)."""
         return self.rank * (spec.rows + spec.cols)
 
@@ -126,7 +126,7 @@ class LoRA:
 class LoRALayer(nn.Module):
     """The factors of one layer: ``A`` of shape (r, n) and ``B`` of shape (m, r)."""
 
-    def __init__(self, method: LoRA, spec: LayerSpec, generator: torch.Generator | None):
+    def __init__(self, method: LoRA, spec: Site, generator: torch.Generator | None):
         super().__init__()
         self.spec, self.scale, self.dropout = spec, method.scale, method.dropout
         r, m, n = method.rank, spec.rows, spec.cols

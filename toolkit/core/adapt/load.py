@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from toolkit.core.adapt.files import FORMAT
-from toolkit.core.adapt.model import Adapted, Site, adapt, refuse_busy
+from toolkit.core.adapt.model import Adapted, Placed, adapt, refuse_busy
 from toolkit.core.adapt.peft import PREFIX, PeftNames
 from toolkit.core.adapt.sites import kind_of
 from toolkit.core.declare.catalogue import catalogue, entry
@@ -203,7 +203,7 @@ def _method_of(folder: Path, kind: Any) -> type:
     raise ValueError(f"{folder}: adapters of type {kind!r} are not in the catalogue{hint}")
 
 
-def _from_peft(value: Tensor, ours: str, site: Site) -> Tensor:
+def _from_peft(value: Tensor, ours: str, site: Placed) -> Tensor:
     return value.flatten(1) if site.spec.kind == "conv" else value
 
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from toolkit.core.adapt.sites import LayerSpec
+from toolkit.core.adapt.sites import Site
 
 
 class _LowRankLinear(torch.autograd.Function):
@@ -75,7 +75,7 @@ def _conv1d_type(base: nn.Module) -> type | None:
 
 def apply(
     base: nn.Module,
-    spec: LayerSpec,
+    spec: Site,
     A: Tensor,
     B: Tensor,
     s: float,
@@ -135,7 +135,7 @@ def apply(
     return base(x) + s * F.linear(F.linear(F.dropout(x, drop), A), B)
 
 
-def _conv_branch(base: nn.Module, spec: LayerSpec, x: Tensor, A: Tensor, B: Tensor) -> Tensor:
+def _conv_branch(base: nn.Module, spec: Site, x: Tensor, A: Tensor, B: Tensor) -> Tensor:
     """A as a convolution with the layer's kernel, B as one of size 1; A is shared by all groups."""
     r, g = A.shape[0], spec.groups
     kernel = A.view(r, *spec.shape[1:])
@@ -147,7 +147,7 @@ def _conv_branch(base: nn.Module, spec: LayerSpec, x: Tensor, A: Tensor, B: Tens
     return convolve(u, point, groups=g)
 
 
-def merged(base: nn.Module, spec: LayerSpec, A: Tensor, B: Tensor, s: float) -> dict[str, Tensor]:
+def merged(base: nn.Module, spec: Site, A: Tensor, B: Tensor, s: float) -> dict[str, Tensor]:
     """The weight W + s B A in the layer's own layout and dtype, computed in the factors' dtype."""
     weight = getattr(base, spec.parameter)
     delta = spec.to_weight(s * (B @ A))

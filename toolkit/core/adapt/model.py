@@ -14,7 +14,7 @@ from torch.func import functional_call
 
 from toolkit.core.adapt import sites as layers
 from toolkit.core.adapt import targets as target_names
-from toolkit.core.adapt.sites import LayerSpec
+from toolkit.core.adapt.sites import Site
 from toolkit.core.adapt.steps import hooks as schedule
 from toolkit.core.adapt.targets import Targets
 from toolkit.core.declare.catalogue import Info
@@ -39,9 +39,9 @@ class Method(Protocol):
 
     info: Info
 
-    def build(self, spec: LayerSpec, generator: torch.Generator | None) -> nn.Module: ...
+    def build(self, spec: Site, generator: torch.Generator | None) -> nn.Module: ...
 
-    def count(self, spec: LayerSpec) -> int:
+    def count(self, spec: Site) -> int:
         """Numbers trained for a layer, from the formula and not by counting tensors."""
 
 
@@ -79,11 +79,11 @@ class AdaptedLayer(nn.Module):
 
 
 @dataclass
-class Site:
+class Placed:
     """One adapted layer and every place in the model that refers to it."""
 
     name: str
-    spec: LayerSpec
+    spec: Site
     layer: AdaptedLayer
     places: list[tuple[nn.Module, str]]
     tied: bool
@@ -96,7 +96,7 @@ class Site:
 class Adapted:
     """A model with a method on it. The model itself is changed in place and is ``.model``.
 
-    Made by :func:`adapt`. Attributes: ``model``, ``method``, ``sites`` (name -> :class:`Site`),
+    Made by :func:`adapt`. Attributes: ``model``, ``method``, ``sites`` (name -> :class:`Placed`),
     ``extra`` (name in the base -> parameter, for those that ``train`` names), ``controller``
     (after :meth:`attach`), ``state`` ("adapted", "merged" or "unloaded").
     """
@@ -105,7 +105,7 @@ class Adapted:
         self,
         model: nn.Module,
         method: Method,
-        sites: dict[str, Site],
+        sites: dict[str, Placed],
         extra: dict[str, nn.Parameter],
         trainable_before: dict[nn.Parameter, bool],
     ):
@@ -351,7 +351,7 @@ def adapt(
     sites = {}
     for name, layer in chosen.items():
         tied = uses[id(layer._parameters[specs[name].parameter])] > 1
-        site = Site(name, specs[name], AdaptedLayer(layer, built[name]), places[id(layer)], tied)
+        site = Placed(name, specs[name], AdaptedLayer(layer, built[name]), places[id(layer)], tied)
         site.put(site.layer)
         sites[name] = site
     adapted = Adapted(model, method, sites, extra, before)

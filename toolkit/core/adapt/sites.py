@@ -26,7 +26,7 @@ KINDS = ("linear", "hf_conv1d", "conv", "embedding", "attention")
 
 
 @dataclass(frozen=True)
-class LayerSpec:
+class Site:
     """The facts of one layer that a method needs.
 
     Attributes:
@@ -80,8 +80,8 @@ def kind_of(layer: nn.Module) -> str | None:
     return None
 
 
-def describe(layer: nn.Module, name: str = "") -> LayerSpec:
-    """The :class:`LayerSpec` of a layer.
+def describe(layer: nn.Module, name: str = "") -> Site:
+    """The :class:`Site` of a layer.
 
     Raises:
         TypeError: the layer has no weight that can be read as one matrix.
@@ -119,7 +119,7 @@ def describe(layer: nn.Module, name: str = "") -> LayerSpec:
     else:
         rows, cols = weight.shape[0], math.prod(weight.shape[1:])
     half = weight.dtype in (torch.bfloat16, torch.float16)
-    return LayerSpec(
+    return Site(
         name=name,
         kind=kind,
         rows=rows,
@@ -132,14 +132,14 @@ def describe(layer: nn.Module, name: str = "") -> LayerSpec:
     )
 
 
-def uniform(shape: tuple[int, ...], bound: float, spec: LayerSpec, generator) -> Tensor:
+def uniform(shape: tuple[int, ...], bound: float, spec: Site, generator) -> Tensor:
     """U(-bound, bound), drawn where the generator lives, so a seed gives one result."""
     where = generator.device if generator is not None else "cpu"
     draw = torch.empty(shape, dtype=spec.dtype, device=where)
     return draw.uniform_(-bound, bound, generator=generator).to(spec.device)
 
 
-def normal(shape: tuple[int, ...], std: float, spec: LayerSpec, generator) -> Tensor:
+def normal(shape: tuple[int, ...], std: float, spec: Site, generator) -> Tensor:
     """N(0, std^2), drawn where the generator lives, so a seed gives one result."""
     where = generator.device if generator is not None else "cpu"
     draw = torch.empty(shape, dtype=spec.dtype, device=where)

@@ -34,7 +34,7 @@ from torch.func import functional_call
 
 from toolkit.core.adapt import lowrank as factored
 from toolkit.core.adapt.model import Adapted
-from toolkit.core.adapt.sites import KINDS, LayerSpec, normal
+from toolkit.core.adapt.sites import KINDS, Site, normal
 from toolkit.core.adapt.steps.growth import block_generator, draw_seed
 from toolkit.core.declare.catalogue import Info, hyper, validate
 from toolkit.lowrank.increlora.increment import IncrementController, increment_score, size_factor
@@ -244,11 +244,11 @@ class IncreLoRA:
         """s of a layer of that rank."""
         return self.alpha / ((rank if self.rescale else self.target_rank) + 1e-5)
 
-    def build(self, spec: LayerSpec, generator: torch.Generator | None = None) -> IncreLoRALayer:
+    def build(self, spec: Site, generator: torch.Generator | None = None) -> IncreLoRALayer:
         check_rank(self.rank, spec)
         return IncreLoRALayer(self, spec, generator)
 
-    def count(self, spec: LayerSpec) -> int:
+    def count(self, spec: Site) -> int:
         """r0 (m + n + 1) + c (m + n) numbers at the start, for a layer of shape (m, n).
 
         The reserve counts only under advance learning, and is narrower where r0 + c would pass
@@ -275,7 +275,7 @@ class IncreLoRALayer(nn.Module):
     scored since the last step).
     """
 
-    def __init__(self, method: IncreLoRA, spec: LayerSpec, generator: torch.Generator | None):
+    def __init__(self, method: IncreLoRA, spec: Site, generator: torch.Generator | None):
         super().__init__()
         self.method, self.spec, self.dropout = method, spec, method.dropout
         self.limit = min(spec.rows, spec.cols)

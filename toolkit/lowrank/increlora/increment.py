@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from toolkit.core.adapt.sites import LayerSpec
+from toolkit.core.adapt.sites import Site
 from toolkit.core.adapt.steps.budget import orthogonality_gradients
 from toolkit.core.adapt.steps.growth import (
     GrowthController,
@@ -21,13 +21,13 @@ from toolkit.core.adapt.steps.growth import (
 )
 
 
-def size_factor(spec: LayerSpec, normalise: str) -> float:
+def size_factor(spec: Site, normalise: str) -> float:
     """What the sum over a matrix is divided by: mn ("mean") or its root ("sqrt")."""
     entries = spec.rows * spec.cols
     return float(entries) if normalise == "mean" else math.sqrt(entries)
 
 
-def weight_gradient(base: nn.Module, spec: LayerSpec, x: Tensor, g: Tensor) -> Tensor:
+def weight_gradient(base: nn.Module, spec: Site, x: Tensor, g: Tensor) -> Tensor:
     """Gradient of the loss for the (m, n) matrix of a layer, from its input and output gradient.
 
     Args:
@@ -56,7 +56,7 @@ def weight_gradient(base: nn.Module, spec: LayerSpec, x: Tensor, g: Tensor) -> T
 
 @torch.no_grad()
 def increment_score(
-    base: nn.Module, spec: LayerSpec, left: Tensor, right: Tensor, x: Tensor, g: Tensor
+    base: nn.Module, spec: Site, left: Tensor, right: Tensor, x: Tensor, g: Tensor
 ) -> Tensor:
     r""":math:`\sum|\Delta W\odot G|` of one layer, a scalar; G is formed and dropped here.
 

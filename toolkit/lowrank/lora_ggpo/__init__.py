@@ -43,7 +43,7 @@ from torch.func import functional_call
 from toolkit.core.adapt import lowrank as factored
 from toolkit.core.adapt.model import Adapted
 from toolkit.core.adapt.peft import PeftNames
-from toolkit.core.adapt.sites import KINDS, LayerSpec
+from toolkit.core.adapt.sites import KINDS, Site
 from toolkit.core.declare.catalogue import Info, hyper, validate
 from toolkit.lowrank.lora import LoRA, LoRALayer, check_rank
 from toolkit.lowrank.lora_ggpo.momentum_control import MomentumController
@@ -206,11 +206,11 @@ class LoRAGGPO:
         along = self.variant == "mgpo" if self.sign == "source" else self.sign == "ascent"
         return 1 if along else -1
 
-    def build(self, spec: LayerSpec, generator: torch.Generator | None = None) -> LoRAGGPOLayer:
+    def build(self, spec: Site, generator: torch.Generator | None = None) -> LoRAGGPOLayer:
         check_rank(self.rank, spec)
         return LoRAGGPOLayer(self, spec, generator)
 
-    def count(self, spec: LayerSpec) -> int:
+    def count(self, spec: Site) -> int:
         """r (m + n) numbers for a layer of shape (m, n)."""
         return self.rank * (spec.rows + spec.cols)
 
@@ -224,7 +224,7 @@ class LoRAGGPO:
 class LoRAGGPOLayer(LoRALayer):
     """The factors of one layer, as LoRA's, and the :class:`Cover` that may lie over it."""
 
-    def __init__(self, method: LoRAGGPO, spec: LayerSpec, generator: torch.Generator | None):
+    def __init__(self, method: LoRAGGPO, spec: Site, generator: torch.Generator | None):
         super().__init__(method, spec, generator)
         self.cover = Cover()
 

@@ -6,7 +6,7 @@ first order, along
 .. math:: -\tilde g = -(s\,B\,g^A + s\,g^B A),
 
 and LoRA-Pro takes the pair that brings :math:`\tilde g` nearest to the full gradient g. It is known
-in closed form and needs only LoRA's own gradients (:func:`toolkit.lowrank.lora_pro.projection.adjusted`).
+in closed form and needs only LoRA's own gradients (:func:`~toolkit.lowrank.lora_pro.projection.adjusted`).
 
 Source: Wang et al., *LoRA-Pro: Are Low-Rank Adapters Properly Optimized?*, arXiv 2407.18242;
 official code ``mrflogs/LoRA-Pro`` (``lorapro_full_adjustment``). Where they differ, the paper's
@@ -26,7 +26,7 @@ import torch
 
 from toolkit.core.adapt.model import Adapted
 from toolkit.core.adapt.peft import PeftNames
-from toolkit.core.adapt.sites import KINDS, LayerSpec
+from toolkit.core.adapt.sites import KINDS, Site
 from toolkit.core.declare.catalogue import Info, hyper, validate
 from toolkit.lowrank.lora import LoRA, LoRALayer, check_rank
 from toolkit.lowrank.lora_pro.adjustment import Adjustment
@@ -171,11 +171,11 @@ class LoRAPro:
         """s, the factor of BA."""
         return self.alpha / (math.sqrt(self.rank) if self.rank_stabilised else self.rank)
 
-    def build(self, spec: LayerSpec, generator: torch.Generator | None = None) -> LoRALayer:
+    def build(self, spec: Site, generator: torch.Generator | None = None) -> LoRALayer:
         check_rank(self.rank, spec)
         return LoRALayer(self, spec, generator)
 
-    def count(self, spec: LayerSpec) -> int:
+    def count(self, spec: Site) -> int:
         """r (m + n) numbers for a layer of shape (m, n)."""
         return self.rank * (spec.rows + spec.cols)
 

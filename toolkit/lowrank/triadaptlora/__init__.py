@@ -36,7 +36,7 @@ from torch import Tensor, nn
 
 from toolkit.core.adapt import lowrank as factored
 from toolkit.core.adapt.model import Adapted
-from toolkit.core.adapt.sites import KINDS, LayerSpec, normal
+from toolkit.core.adapt.sites import KINDS, Site, normal
 from toolkit.core.adapt.steps.growth import block_generator, draw_seed
 from toolkit.core.declare.catalogue import Info, hyper, validate
 from toolkit.lowrank.lora import check_rank
@@ -204,11 +204,11 @@ class TriAdaptLoRA:
         """c, the ranks that a layer gains at once."""
         return max(1, self.target_rank // 2) if self.block is None else self.block
 
-    def build(self, spec: LayerSpec, generator: torch.Generator | None = None) -> TriAdaptLoRALayer:
+    def build(self, spec: Site, generator: torch.Generator | None = None) -> TriAdaptLoRALayer:
         check_rank(self.init_rank, spec, "init_rank")
         return TriAdaptLoRALayer(self, spec, generator)
 
-    def count(self, spec: LayerSpec) -> int:
+    def count(self, spec: Site) -> int:
         """r (m + n) + 2 r^2 numbers at the start, r = ``init_rank``, for a layer (m, n)."""
         return self.init_rank * (spec.rows + spec.cols + 2 * self.init_rank)
 
@@ -231,7 +231,7 @@ class TriAdaptLoRALayer(nn.Module):
     twice the rate of the others.
     """
 
-    def __init__(self, method: TriAdaptLoRA, spec: LayerSpec, generator: torch.Generator | None):
+    def __init__(self, method: TriAdaptLoRA, spec: Site, generator: torch.Generator | None):
         super().__init__()
         self.spec, self.dropout, self.init = spec, method.dropout, method.init
         self.alpha, self.rescale, self.divisor = method.alpha, method.rescale, method.target_rank
