@@ -8,7 +8,8 @@ import json
 import sys
 from typing import Any
 
-from toolkit.core.declare.catalogue import Entry, Hyper, broken, catalogue, entry
+from toolkit.core.declare.catalogue import Entry, broken, catalogue, entry
+from toolkit.core.declare.fields import Hyper
 from toolkit.labs import command as lab_command
 
 

@@ -16,7 +16,7 @@ import toolkit
 from tests.contracts.rooms import Case
 from toolkit import adapt
 from toolkit.core.adapt.sites import describe
-from toolkit.core.declare.catalogue import hyperparameters
+from toolkit.core.declare.fields import hyperparameters
 
 
 def _state(model: nn.Module) -> list:

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from toolkit import adapt
-from toolkit.core.declare.catalogue import catalogue, hyperparameters
+from toolkit.core.declare.catalogue import catalogue
+from toolkit.core.declare.fields import hyperparameters
 
 ADAPTING = ("lowrank", "reparam", "select", "insert")
 TOTAL_STEPS = 20

@@ -8,7 +8,7 @@ import pkgutil
 import subprocess
 import sys
 from dataclasses import FrozenInstanceError, dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import pytest
 
@@ -16,7 +16,16 @@ import toolkit
 from toolkit import LoRA, catalogue
 from toolkit.__main__ import main
 from toolkit.core.declare import catalogue as module
-from toolkit.core.declare.catalogue import PARTS, Info, entry, hyper, hyperparameters, validate
+from toolkit.core.declare.catalogue import entry
+from toolkit.core.declare.fields import (
+    Declared,
+    Range,
+    Smoothing,
+    described,
+    hyperparameters,
+    read,
+)
+from toolkit.core.declare.info import PARTS, Info
 
 COMMON = {
     "title": "Toy",
@@ -31,16 +40,21 @@ COMMON = {
 
 
 @dataclass(frozen=True)
-class Toy:
-    rank: int = hyper(4, low=1, high=8, help="rank")
-    rate: float = hyper(0.5, low=0.0, high=1.0, open_low=True, open_high=True)
-    mode: str = hyper("a", choices=("a", "b"))
-    total: int | None = hyper(None, type=int, low=0)
-    flag: bool = hyper(False)
-    info: ClassVar[Info] = Info(slug="toy", part="lowrank", **COMMON)
+class Toy(Declared):
+    """A toy.
 
-    def __post_init__(self) -> None:
-        validate(self)
+    Args:
+        rank: rank of the toy,
+            over two lines. Source: nowhere.
+        rate: a share.
+    """
+
+    rank: Annotated[int, Range(1, 8)] = 4
+    rate: Smoothing = 0.5
+    mode: Literal["a", "b"] = "a"
+    total: Annotated[int, Range(0)] | None = None
+    flag: bool = False
+    info: ClassVar[Info] = Info(slug="toy", part="lowrank", **COMMON)
 
 
 def test_methods_of_every_module_are_found_once():
@@ -104,13 +118,14 @@ def test_what_is_read_is_what_the_classes_hold():
 
 HEAD = """
 from dataclasses import dataclass
-from typing import ClassVar
-from toolkit.core.declare.catalogue import Info, hyper
+from typing import Annotated, ClassVar, Literal
+from toolkit.core.declare.fields import Range, Share
+from toolkit.core.declare.info import Info
 """
 METHOD = """
 @dataclass(frozen=True)
 class {name}{bases}:
-    rank: int = hyper(4, low=1, high=8, help="rank")
+    rank: Annotated[int, Range(low=1, high=8)] = 4
     info: ClassVar[Info] = Info(
         slug="{slug}", part="lowrank", title="Toy", arxiv="0000.00000", year=2020, equation="W",
         acts_on="nothing", count="0", inference="none", colour="#123456",
@@ -160,13 +175,14 @@ def test_constants_bases_and_arithmetic_are_read_from_source(extra_module):
         "toy",
         "from toolkit.core.adapt.sites import KINDS as EVERY\n"
         "from toolkit.lowrank.lora import LoRA\n"
-        "WAYS = ('a', 'b')\n"
+        "WAYS = Literal['a', 'b']\n"
         "@dataclass(frozen=True)\n"
         "class Base(LoRA):\n"
-        "    rank: int = hyper(2, low=1, high=2**4 - 1)\n"
-        "    mode: str = hyper('a', choices=(*WAYS, 'c'))\n"
-        + method_text("NewToy", "toy", "(Base)").replace("    rank: int", "    alpha: int")
-        + "    share: float | None = hyper(None, type=float, low=-1.0)\n",
+        "    '''A base.\n\n    Args:\n        rank: of the base.\n    '''\n"
+        "    rank: Annotated[int, Range(1, 2**4 - 1)] = 2\n"
+        "    mode: WAYS = 'a'\n"
+        + method_text("NewToy", "toy", "(Base)").replace("    rank: Ann", "    alpha: Ann")
+        + "    share: Share | None = None\n",
     )
     read = entry("toy")
     assert "toolkit.lowrank.toy" not in sys.modules
@@ -175,6 +191,8 @@ def test_constants_bases_and_arithmetic_are_read_from_source(extra_module):
     ]
     assert read.hyperparameters == hyperparameters(read.method)
     assert read.hyperparameters[0].high == 15
+    assert read.hyperparameters[0].help == "of the base"
+    assert read.hyperparameters[4].choices == ("a", "b")
     extra_module("kinds", method_text("Kinds", "kinds").replace("arxiv", "kinds=EVERY, arxiv"))
     assert "toolkit.lowrank.kinds" in module.broken()  # EVERY is imported in another module only
 
@@ -183,15 +201,14 @@ def test_constants_bases_and_arithmetic_are_read_from_source(extra_module):
     "text",
     [
         method_text("NewToy", "toy").replace("low=1", "low=max(0, 1)"),
-        method_text("NewToy", "toy").replace('"rank"', '"ra" + str("nk")'),
-        "facts = dict(help='rank')\n"
-        + method_text("NewToy", "toy").replace('help="rank"', "**facts"),
+        method_text("NewToy", "toy").replace("= 4", "= max(4, 2)"),
+        "facts = dict(low=1)\n" + method_text("NewToy", "toy").replace("low=1", "**facts"),
         "def make(**facts):\n    return Info(**facts)\n"
         + method_text("NewToy", "toy").replace("= Info(", "= make("),
         "import toolkit.core.adapt.sites as layers\n"
         + method_text("NewToy", "toy").replace("arxiv", "kinds=layers.KINDS, arxiv"),
     ],
-    ids=["call", "sum of words", "unpacked", "maker", "attribute"],
+    ids=["call", "default", "unpacked", "maker", "attribute"],
 )
 def test_what_is_no_literal_is_imported_from_that_module_alone(extra_module, text):
     extra_module("toy", text)
@@ -318,6 +335,11 @@ def test_hyperparameters_keep_their_declaration():
     assert (named["rank"].low, named["rank"].high, named["rank"].type) == (1, 8, int)
     assert named["total"].optional
     assert named["mode"].choices == ("a", "b")
+    assert (named["rank"].help, named["rank"].source) == (
+        "rank of the toy, over two lines",
+        "nowhere",
+    )
+    assert (named["rate"].help, named["flag"].help) == ("a share", "")
     assert hyperparameters(Toy()) == hyperparameters(Toy)
 
 
@@ -348,3 +370,24 @@ def test_good_values_pass():
     assert (toy.rank, toy.mode) == (8, "b")
     with pytest.raises(TypeError, match="rnk"):
         Toy(rnk=3)
+
+
+@pytest.mark.parametrize("hint", [list, int | str, int | str | None, Annotated[bytes, Range()]])
+def test_an_annotation_of_another_form_is_refused(hint):
+    with pytest.raises(TypeError, match="rank"):
+        read("rank", hint, None, {})
+
+
+def test_meanings_end_where_the_next_heading_begins():
+    text = """One line.
+
+    Args:
+        rank: of it: the
+            size. Source: card.
+        rate: speed.
+
+    Raises:
+        ValueError: never.
+    """
+    assert described(text) == {"rank": ("of it: the size", "card"), "rate": ("speed", "")}
+    assert described(None) == {}

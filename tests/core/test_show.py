@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import matplotlib
 import nbformat
@@ -15,7 +16,8 @@ import pandas as pd
 import pytest
 
 from toolkit.core import show
-from toolkit.core.declare.catalogue import catalogue, hyper
+from toolkit.core.declare.catalogue import catalogue
+from toolkit.core.declare.fields import Range
 from toolkit.core.show.live import WIDGET
 
 matplotlib.use("Agg")
@@ -23,15 +25,25 @@ matplotlib.use("Agg")
 
 @dataclass(frozen=True)
 class Method:
-    """A stand-in method with one hyperparameter of each kind."""
+    """A stand-in method with one hyperparameter of each kind.
 
-    rank: int = hyper(8, low=1, high=64, help="rank of the difference")
-    rate: float = hyper(1e-3, low=1e-5, high=1e-1, log=True, help="learning rate")
-    decay: float = hyper(0.5, low=0.0, high=1.0, open_low=True, help="share kept")
-    score: str = hyper("sensitivity", choices=("sensitivity", "magnitude"), help="importance")
-    orthogonal: bool = hyper(True, help="penalty on or off")
-    warmup: int = hyper(None, type=int, low=0, high=100, help="steps before the first cut")
-    free: float = hyper(1.0, help="has no range")
+    Args:
+        rank: rank of the difference
+        rate: learning rate
+        decay: share kept
+        score: importance
+        orthogonal: penalty on or off
+        warmup: steps before the first cut
+        free: has no range
+    """
+
+    rank: Annotated[int, Range(1, 64)] = 8
+    rate: Annotated[float, Range(1e-5, 1e-1, log=True)] = 1e-3
+    decay: Annotated[float, Range(0.0, 1.0, open_low=True)] = 0.5
+    score: Literal["sensitivity", "magnitude"] = "sensitivity"
+    orthogonal: bool = True
+    warmup: Annotated[int, Range(0, 100)] | None = None
+    free: float = 1.0
 
 
 FIELDS = ["rank", "rate", "decay", "score", "orthogonal", "warmup"]

@@ -15,7 +15,7 @@ the divisor stays at the initial rank and carries 1e-5.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,12 +25,23 @@ from toolkit.core.adapt.model import Adapted
 from toolkit.core.adapt.peft import PeftNames
 from toolkit.core.adapt.sites import Site, normal
 from toolkit.core.adapt.steps.budget import BudgetController
-from toolkit.core.declare.catalogue import Info, hyper, validate
+from toolkit.core.declare.fields import (
+    Alpha,
+    BelowOne,
+    Declared,
+    Interval,
+    Range,
+    Rank,
+    Smoothing,
+    Steps,
+    Weight,
+)
+from toolkit.core.declare.info import Info
 from toolkit.lowrank.lora import check_rank
 
 
 @dataclass(frozen=True)
-class AdaLoRA:
+class AdaLoRA(Declared):
     r"""AdaLoRA's hyperparameters; builds the triplets of one layer.
 
     A run of T steps keeps the full budget :math:`b_0` for ``warmup`` steps, shrinks it along a
@@ -38,107 +49,44 @@ class AdaLoRA:
     the chosen triplets for the last ``final`` steps. Call ``adapted.attach(optimizer,
     total_steps=T)``.
 
+    Args:
+        rank: initial rank r0 of every layer. Source: peft's default; official scripts 1.5 to 3
+            times the target.
+        target_rank: average rank per layer at the end. Source: peft's default; official scripts 1
+            to 8.
+        total_rank: final number of triplets in all; overrides target_rank. Source: official code,
+            target_total_rank.
+        alpha: numerator of the scale alpha / r0. Source: official scripts 16 or 32.
+        dropout: dropout on the input of the branch. Source: official code.
+        orthogonality: weight gamma of the orthogonality penalty. Source: official scripts 0.1 to
+            0.3; paper from 0.1, 0.3, 0.5.
+        squared: penalty as in the paper: squared norms, summed. Source: paper equation 4; the code
+            does not square.
+        warmup: steps t_i at the full budget. Source: official scripts, by task.
+        final: steps t_f at the final budget. Source: official scripts, by task.
+        interval: steps between two allocations. Source: official scripts 1, 10 or 100 by task.
+        beta1: smoothing of the sensitivity. Source: paper, all tasks.
+        beta2: smoothing of its uncertainty. Source: paper, all tasks.
+        score: importance of a triplet. Source: paper, section 3.2 and table 4.
+
     Raises:
         TypeError, ValueError: a hyperparameter of the wrong type or outside its range, or a target
             above the initial rank.
     """
 
-    rank: int = hyper(
-        12,
-        low=1,
-        high=256,
-        log=True,
-        help="initial rank r0 of every layer",
-        source="peft's default; official scripts 1.5 to 3 times the target",
-    )
-    target_rank: int = hyper(
-        8,
-        low=0,
-        high=256,
-        help="average rank per layer at the end",
-        source="peft's default; official scripts 1 to 8",
-    )
-    total_rank: int | None = hyper(
-        None,
-        type=int,
-        low=0,
-        high=100_000,
-        help="final number of triplets in all; overrides target_rank",
-        source="official code, target_total_rank",
-    )
-    alpha: float = hyper(
-        16.0,
-        low=0.0,
-        high=1024.0,
-        open_low=True,
-        help="numerator of the scale alpha / r0",
-        source="official scripts 16 or 32",
-    )
-    dropout: float = hyper(
-        0.0,
-        low=0.0,
-        high=1.0,
-        open_high=True,
-        help="dropout on the input of the branch",
-        source="official code",
-    )
-    orthogonality: float = hyper(
-        0.1,
-        low=0.0,
-        high=10.0,
-        help="weight gamma of the orthogonality penalty",
-        source="official scripts 0.1 to 0.3; paper from 0.1, 0.3, 0.5",
-    )
-    squared: bool = hyper(
-        False,
-        help="penalty as in the paper: squared norms, summed",
-        source="paper equation 4; the code does not square",
-    )
-    warmup: int = hyper(
-        0,
-        low=0,
-        high=1_000_000,
-        help="steps t_i at the full budget",
-        source="official scripts, by task",
-    )
-    final: int = hyper(
-        0,
-        low=0,
-        high=1_000_000,
-        help="steps t_f at the final budget",
-        source="official scripts, by task",
-    )
-    interval: int = hyper(
-        1,
-        low=1,
-        high=100_000,
-        help="steps between two allocations",
-        source="official scripts 1, 10 or 100 by task",
-    )
-    beta1: float = hyper(
-        0.85,
-        low=0.0,
-        high=1.0,
-        open_low=True,
-        open_high=True,
-        help="smoothing of the sensitivity",
-        source="paper, all tasks",
-    )
-    beta2: float = hyper(
-        0.85,
-        low=0.0,
-        high=1.0,
-        open_low=True,
-        open_high=True,
-        help="smoothing of its uncertainty",
-        source="paper, all tasks",
-    )
-    score: str = hyper(
-        "full",
-        choices=("full", "sensitivity", "magnitude"),
-        help="importance of a triplet",
-        source="paper, section 3.2 and table 4",
-    )
+    rank: Rank = 12
+    target_rank: Annotated[int, Range(0, 256)] = 8
+    total_rank: Annotated[int, Range(0, 100000)] | None = None
+    alpha: Alpha = 16.0
+    dropout: BelowOne = 0.0
+    orthogonality: Weight = 0.1
+    squared: bool = False
+    warmup: Steps = 0
+    final: Steps = 0
+    interval: Interval = 1
+    beta1: Smoothing = 0.85
+    beta2: Smoothing = 0.85
+    score: Literal["full", "sensitivity", "magnitude"] = "full"
 
     info: ClassVar[Info] = Info(
         slug="adalora",
@@ -175,7 +123,7 @@ class AdaLoRA:
     )
 
     def __post_init__(self) -> None:
-        validate(self)
+        super().__post_init__()
         if self.total_rank is None and self.target_rank > self.rank:
             raise ValueError(
                 f"AdaLoRA(target_rank={self.target_rank}): the target is above the initial "

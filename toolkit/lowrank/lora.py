@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from toolkit.core.adapt import lowrank as factored
 from toolkit.core.adapt.peft import PeftNames
 from toolkit.core.adapt.sites import KINDS, Site, normal, uniform
-from toolkit.core.declare.catalogue import Info, hyper, validate
+from toolkit.core.declare.fields import Alpha, BelowOne, Declared, Rank
+from toolkit.core.declare.info import Info
 
 
 def check_rank(rank: int, spec: Site, argument: str = "rank") -> None:
@@ -37,7 +38,7 @@ def check_rank(rank: int, spec: Site, argument: str = "rank") -> None:
 
 
 @dataclass(frozen=True)
-class LoRA:
+class LoRA(Declared):
     r"""LoRA's hyperparameters; builds the factors of one layer.
 
     The difference is :math:`\Delta W = s\,BA` with :math:`s=\alpha/r`, or :math:`\alpha/\sqrt r`
@@ -45,39 +46,21 @@ class LoRA:
     :math:`U(-1/\sqrt n, 1/\sqrt n)`, so the model is its base. Embeddings start with :math:`A=0`
     and a normal :math:`B`, as in the official code, because a row of A is looked up there.
 
+    Args:
+        rank: rank r of the difference. Source: official code, examples use 4.
+        alpha: numerator of the scale s = alpha / r. Source: official examples use 16 or 32.
+        dropout: dropout on the input of the low-rank branch. Source: official code, default 0.
+        rank_stabilised: divide alpha by sqrt(r) instead of r (rsLoRA). Source: rsLoRA, arXiv
+            2312.03732.
+
     Raises:
         TypeError, ValueError: a hyperparameter of the wrong type or outside its range.
     """
 
-    rank: int = hyper(
-        4,
-        low=1,
-        high=256,
-        log=True,
-        help="rank r of the difference",
-        source="official code, examples use 4",
-    )
-    alpha: float = hyper(
-        16.0,
-        low=0.0,
-        high=1024.0,
-        open_low=True,
-        help="numerator of the scale s = alpha / r",
-        source="official examples use 16 or 32",
-    )
-    dropout: float = hyper(
-        0.0,
-        low=0.0,
-        high=1.0,
-        open_high=True,
-        help="dropout on the input of the low-rank branch",
-        source="official code, default 0",
-    )
-    rank_stabilised: bool = hyper(
-        False,
-        help="divide alpha by sqrt(r) instead of r (rsLoRA)",
-        source="rsLoRA, arXiv 2312.03732",
-    )
+    rank: Rank = 4
+    alpha: Alpha = 16.0
+    dropout: BelowOne = 0.0
+    rank_stabilised: bool = False
 
     info: ClassVar[Info] = Info(
         slug="lora",
@@ -105,9 +88,6 @@ class LoRA:
         },
         kinds=("linear", "hf_conv1d", "conv", "embedding"),
     )
-
-    def __post_init__(self) -> None:
-        validate(self)
 
     @property
     def scale(self) -> float:

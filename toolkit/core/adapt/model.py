@@ -17,7 +17,7 @@ from toolkit.core.adapt import targets as target_names
 from toolkit.core.adapt.sites import Site
 from toolkit.core.adapt.steps import hooks as schedule
 from toolkit.core.adapt.targets import Targets
-from toolkit.core.declare.catalogue import Info
+from toolkit.core.declare.info import Info
 
 
 class Adapter(Protocol):

@@ -3,181 +3,24 @@
 It is read from the methods' source text, so that listing them imports none and one that is broken
 breaks no other.
 
-A method is a frozen dataclass with a class attribute ``info`` (an :class:`Info`) whose fields are
-declared with :func:`hyper`. The map, the command line, the live controls and the contract tests
-all read what is declared here.
+A method is a frozen dataclass with a class attribute ``info`` (an :class:`~toolkit.core.declare
+.info.Info`) and annotated fields (:mod:`toolkit.core.declare.fields`). The map, the command line,
+the live controls and the contract tests all read what is declared so.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import functools
 import importlib
 import importlib.util
-import math
 import pkgutil
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from toolkit.core.declare import source as declared
-
-PARTS = (
-    "lowrank",
-    "reparam",
-    "select",
-    "insert",
-    "merge",
-    "diagnose",
-    "learn",
-    "generate",
-    "control",
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Info:
-    """What a method is, in facts that the book prints and the contract tests check.
-
-    Args:
-        slug: short name, the same for module, chapter and test.
-        part: one of :data:`PARTS`.
-        title: the method's name as the field writes it.
-        arxiv: arXiv identifier of the paper.
-        year: year of the paper's first version.
-        code: ``owner/name`` of the official repository, or None.
-        equation: the method in one line of LaTeX.
-        acts_on: what moves, in a few words.
-        count: LaTeX formula of the numbers trained per layer of shape m x n.
-        inference: extra work at inference, in a few words.
-        colour: hex colour of the method in every figure of the book.
-        zero_init: whether the adapted model equals its base before training.
-        mergeable: whether the result is a plain weight again.
-        kinds: layer kinds it accepts, of ``toolkit.core.adapt.sites.KINDS``.
-        init_tolerance: largest relative output change at initialisation, 0 when it is exact.
-        init_reason: why ``init_tolerance`` is not 0.
-    """
-
-    slug: str
-    part: str
-    title: str
-    arxiv: str
-    year: int
-    equation: str
-    acts_on: str
-    count: str
-    inference: str
-    colour: str
-    code: str | None = None
-    zero_init: bool = True
-    mergeable: bool = True
-    kinds: tuple[str, ...] = ()
-    init_tolerance: float = 0.0
-    init_reason: str = ""
-
-
-@dataclass(frozen=True)
-class Hyper:
-    """One hyperparameter: its type, default, range, meaning and where the default comes from."""
-
-    name: str
-    type: type
-    default: Any
-    low: float | None = None
-    high: float | None = None
-    log: bool = False
-    choices: tuple[Any, ...] | None = None
-    optional: bool = False
-    help: str = ""
-    source: str = ""
-    open_low: bool = False
-    open_high: bool = False
-
-
-def hyper(
-    default: Any,
-    *,
-    low: float | None = None,
-    high: float | None = None,
-    log: bool = False,
-    choices: Sequence[Any] | None = None,
-    type: type | None = None,
-    help: str = "",
-    source: str = "",
-    open_low: bool = False,
-    open_high: bool = False,
-) -> Any:
-    """Declare a hyperparameter as a dataclass field.
-
-    Args:
-        default: its value when the user gives none.
-        low, high: bounds, included unless ``open_low`` / ``open_high``.
-        log: whether a control should move on a logarithmic scale.
-        choices: the allowed values, instead of a range.
-        type: needed only when the default is None.
-        help: one line of meaning, with the unit.
-        source: where the default comes from.
-    """
-    kind = type if type is not None else default.__class__
-    facts = Hyper(
-        name="",
-        type=kind,
-        default=default,
-        low=low,
-        high=high,
-        log=log,
-        choices=tuple(choices) if choices is not None else None,
-        optional=default is None,
-        help=help,
-        source=source,
-        open_low=open_low,
-        open_high=open_high,
-    )
-    return field(default=default, metadata={"hyper": facts})
-
-
-def hyperparameters(method: Any) -> list[Hyper]:
-    """The hyperparameters of a method class or instance, in order of declaration."""
-    return [
-        dataclasses.replace(f.metadata["hyper"], name=f.name)
-        for f in dataclasses.fields(method)
-        if "hyper" in f.metadata
-    ]
-
-
-def validate(method: Any) -> None:
-    """Check every hyperparameter of a method instance against its declaration.
-
-    Raises:
-        TypeError: a value of the wrong type.
-        ValueError: a value outside its range or choices. Both name the argument and the remedy.
-    """
-    owner = type(method).__name__
-    for h in hyperparameters(method):
-        value = getattr(method, h.name)
-        where = f"{owner}({h.name}={value!r})"
-        if value is None and h.optional:
-            continue
-        if h.choices is not None:
-            if value not in h.choices:
-                raise ValueError(f"{where}: {h.name} must be one of {list(h.choices)}")
-            continue
-        accepted = (int, float) if h.type is float else (h.type,)
-        if not isinstance(value, accepted) or (isinstance(value, bool) and h.type is not bool):
-            raise TypeError(f"{where}: {h.name} must be {h.type.__name__}")
-        if h.type in (int, float):
-            _check_range(where, h, value)
-
-
-def _check_range(where: str, h: Hyper, value: float) -> None:
-    low_ok = h.low is None or value > h.low or (value == h.low and not h.open_low)
-    high_ok = h.high is None or value < h.high or (value == h.high and not h.open_high)
-    if not math.isfinite(value) or not low_ok or not high_ok:
-        left, right = ("(" if h.open_low else "["), (")" if h.open_high else "]")
-        low = "-inf" if h.low is None else h.low
-        high = "inf" if h.high is None else h.high
-        raise ValueError(f"{where}: {h.name} must lie in {left}{low}, {high}{right}")
+from toolkit.core.declare.fields import Hyper, hyperparameters
+from toolkit.core.declare.info import PARTS, Info
 
 
 @dataclass(frozen=True)
@@ -244,11 +87,7 @@ def _read(module: str) -> list[Entry]:
     try:
         entries = []
         for found in declared.declared(module):
-            hypers = tuple(
-                dataclasses.replace(hyper(*given, **named).metadata["hyper"], name=name)
-                for name, (given, named) in found.fields.items()
-            )
-            entries.append(Entry(module, found.name, Info(**found.info), hypers))
+            entries.append(Entry(module, found.name, Info(**found.info), found.fields))
         return entries
     except declared.Unreadable:
         return [

@@ -14,8 +14,10 @@ import importlib.machinery
 import importlib.util
 import operator
 import re
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal
+
+from toolkit.core.declare.fields import Hyper, Range, described, read
 
 OPERATIONS = {
     ast.Add: operator.add,
@@ -38,13 +40,12 @@ class Declared:
     Attributes:
         name: the class's name.
         info: keyword arguments of ``Info(...)``.
-        fields: name of a hyperparameter -> positional and keyword arguments of ``hyper(...)``,
-            in order of declaration, those of base classes first.
+        fields: the hyperparameters, in order of declaration, those of base classes first.
     """
 
     name: str
     info: dict[str, Any]
-    fields: dict[str, tuple[list[Any], dict[str, Any]]]
+    fields: tuple[Hyper, ...]
 
 
 def source(module: str) -> str | None:
@@ -115,21 +116,56 @@ class _File:
         positional, info = self.arguments(call)
         if positional:
             raise self.unreadable(node, "Info takes keyword arguments only")
-        return Declared(node.name, info, self.fields(node))
+        return Declared(node.name, info, tuple(self.fields(node).values()))
 
-    def fields(self, node: ast.ClassDef) -> dict[str, tuple[list[Any], dict[str, Any]]]:
-        found: dict[str, tuple[list[Any], dict[str, Any]]] = {}
+    def fields(self, node: ast.ClassDef) -> dict[str, Hyper]:
+        found: dict[str, Hyper] = {}
         for base in reversed(node.bases):  # as dataclasses collects them
             found |= self.inherited(node, base)
+        words = described(ast.get_docstring(node))
+        for name, (meaning, source) in words.items():
+            if name in found:
+                found[name] = replace(found[name], help=meaning, source=source)
         for line in node.body:
-            if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name):
-                if _calls(line.value, "hyper"):
-                    found[line.target.id] = self.arguments(line.value)
-                else:  # a plain value in the place of an inherited hyperparameter
-                    found.pop(line.target.id, None)
+            if not (isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name)):
+                continue
+            name = line.target.id
+            if "ClassVar" in ast.unparse(line.annotation):
+                found.pop(name, None)
+                continue
+            if line.value is None:
+                raise self.unreadable(line, f"hyperparameter {name} has no default")
+            known = {name: (found[name].help, found[name].source)} if name in found else {}
+            try:
+                given = self.hint(line.annotation), self.value(line.value)
+                found[name] = read(name, *given, known | words)
+            except TypeError as error:
+                raise self.unreadable(line, str(error)) from error
         return found
 
-    def inherited(self, node: ast.ClassDef, base: ast.expr) -> dict[str, Any]:
+    def hint(self, node: ast.expr) -> Any:
+        """The type that an annotation says, of the forms that :func:`read` takes."""
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
+            if isinstance(node.right, ast.Constant) and node.right.value is None:
+                return self.hint(node.left) | None
+        elif isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name):
+            parts = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
+            if node.value.id == "Literal":
+                return Literal[tuple(self.value(part) for part in parts)]
+            if node.value.id == "Annotated" and len(parts) == 2 and _calls(parts[1], "Range"):
+                given, named = self.arguments(parts[1])
+                return Annotated[self.hint(parts[0]), Range(*given, **named)]
+        elif isinstance(node, ast.Name):
+            module, name = self.imported.get(node.id, ("", ""))
+            if node.id in self.constants:
+                return self.hint(self.constants[node.id])
+            if module.startswith("toolkit.") and name in _file(module).constants:
+                return _file(module).hint(_file(module).constants[name])
+            if node.id in TYPES and not module:
+                return TYPES[node.id]
+        raise self.unreadable(node, f"{ast.unparse(node)} is no type of a hyperparameter")
+
+    def inherited(self, node: ast.ClassDef, base: ast.expr) -> dict[str, Hyper]:
         if isinstance(base, ast.Subscript):  # Generic[T], Protocol[T]
             base = base.value
         if not isinstance(base, ast.Name):
@@ -179,8 +215,6 @@ class _File:
             file = _file(module)
             if name in file.constants:
                 return file.value(file.constants[name])
-        elif node.id in TYPES and not module:
-            return TYPES[node.id]
         raise self.unreadable(node, f"{node.id} is no literal")
 
     def unreadable(self, node: ast.AST, why: str) -> Unreadable:

@@ -152,7 +152,7 @@ def controls(
         raise ValueError("alt is empty: say in a sentence what the figure shows.")
     declared: dict[str, Any] = {}
     if method is not None:
-        from toolkit.core.declare.catalogue import hyperparameters
+        from toolkit.core.declare.fields import hyperparameters
 
         declared = {hyper.name: hyper for hyper in hyperparameters(method)}
     names = list(fields) if fields is not None else list(declared)

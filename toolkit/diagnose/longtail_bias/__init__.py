@@ -16,11 +16,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from torch import Tensor
 
-from toolkit.core.declare.catalogue import Info, hyper, validate
+from toolkit.core.declare.fields import Declared, Range
+from toolkit.core.declare.info import Info
 from toolkit.diagnose.longtail_bias.adaptformer import (
     AdaptFormer,
     CosineHead,
@@ -97,26 +98,20 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class BackdoorAdjustment:
+class BackdoorAdjustment(Declared):
     """Fine-tune each foundation model with :meth:`loss`, then average them with :meth:`predict`.
+
+    Args:
+        tau: strength of logit adjustment in training; 0 is cross-entropy. Source: official code.
+        reduce: what is averaged over the models. Source: official code sums logits; the paper's
+            equation averages probabilities.
 
     Raises:
         TypeError, ValueError: a hyperparameter of the wrong type or outside its range.
     """
 
-    tau: float = hyper(
-        1.0,
-        low=0.0,
-        high=4.0,
-        help="strength of logit adjustment in training; 0 is cross-entropy",
-        source="official code",
-    )
-    reduce: str = hyper(
-        "logit",
-        choices=("logit", "prob"),
-        help="what is averaged over the models",
-        source="official code sums logits; the paper's equation averages probabilities",
-    )
+    tau: Annotated[float, Range(0.0, 4.0)] = 1.0
+    reduce: Literal["logit", "prob"] = "logit"
 
     info: ClassVar[Info] = Info(
         slug="longtail_bias",
@@ -133,9 +128,6 @@ class BackdoorAdjustment:
         zero_init=True,
         mergeable=False,
     )
-
-    def __post_init__(self) -> None:
-        validate(self)
 
     def loss(self, counts: Tensor, floor: float | None = None) -> LogitAdjustedLoss:
         """The training loss of every model, from the downstream counts (K,).

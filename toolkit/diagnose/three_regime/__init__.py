@@ -16,11 +16,12 @@ error (not loss) along the path, with batch-norm statistics estimated anew at ev
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import pandas as pd
 
-from toolkit.core.declare.catalogue import Info, hyper, validate
+from toolkit.core.declare.fields import Declared, Range, Share
+from toolkit.core.declare.info import Info
 from toolkit.diagnose.three_regime.diagram import PhaseDiagram
 from toolkit.diagnose.three_regime.landscape import (
     barrier,
@@ -55,33 +56,24 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class RegimeRule:
+class RegimeRule(Declared):
     """Where one regime ends and the next begins.
+
+    Args:
+        epsilon: LMC below -epsilon is Regime I; a share of training examples, or seed noise units.
+            Source: inferred; the official code has no threshold.
+        in_noise_units: epsilon counts standard deviations of LMC between seeds. Source: inferred;
+            the alternative is 5 of them.
+        cka: CKA from which a connected cell is II-B; None takes each density's midpoint. Source:
+            inferred.
 
     Raises:
         TypeError, ValueError: a threshold of the wrong type or outside its range.
     """
 
-    epsilon: float = hyper(
-        0.05,
-        low=0.0,
-        high=100.0,
-        help="LMC below -epsilon is Regime I; a share of training examples, or seed noise units",
-        source="inferred; the official code has no threshold",
-    )
-    in_noise_units: bool = hyper(
-        False,
-        help="epsilon counts standard deviations of LMC between seeds",
-        source="inferred; the alternative is 5 of them",
-    )
-    cka: float | None = hyper(
-        None,
-        type=float,
-        low=0.0,
-        high=1.0,
-        help="CKA from which a connected cell is II-B; None takes each density's midpoint",
-        source="inferred",
-    )
+    epsilon: Annotated[float, Range(0.0, 100.0)] = 0.05
+    in_noise_units: bool = False
+    cka: Share | None = None
 
     info: ClassVar[Info] = Info(
         slug="three_regime",
@@ -98,9 +90,6 @@ class RegimeRule:
         zero_init=True,
         mergeable=False,
     )
-
-    def __post_init__(self) -> None:
-        validate(self)
 
     def regimes(self, cells: pd.DataFrame) -> pd.Series:
         """``I``, ``II-A`` or ``II-B`` for every cell, from its means over the dense seeds.

@@ -26,7 +26,7 @@ Different from the code by default, each with an option or a reason:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -36,13 +36,26 @@ from toolkit.core.adapt import lowrank as factored
 from toolkit.core.adapt.model import Adapted
 from toolkit.core.adapt.sites import KINDS, Site, normal
 from toolkit.core.adapt.steps.growth import block_generator, draw_seed
-from toolkit.core.declare.catalogue import Info, hyper, validate
+from toolkit.core.declare.fields import (
+    Alpha,
+    BelowOne,
+    Declared,
+    Interval,
+    Range,
+    Rank,
+    Share,
+    Smoothing,
+    Steps,
+    TotalRank,
+    Weight,
+)
+from toolkit.core.declare.info import Info
 from toolkit.lowrank.increlora.increment import IncrementController, increment_score, size_factor
 from toolkit.lowrank.lora import check_rank
 
 
 @dataclass(frozen=True)
-class IncreLoRA:
+class IncreLoRA(Declared):
     r"""IncreLoRA's hyperparameters; builds the components of one layer.
 
     In a run of T steps every step t > ``warmup`` divisible by ``interval`` lets the ``top``
@@ -56,160 +69,71 @@ class IncreLoRA:
     than once in the sense that the scores of the calls add up; with ``dropout`` it is taken at the
     input without dropout.
 
+    Args:
+        rank: initial rank of every layer. Source: paper and official scripts: 1.
+        target_rank: average rank per layer at the end; also the divisor of the fixed scale. Source:
+            paper and official scripts 2 or 8.
+        total_rank: final rank of all layers together; overrides target_rank as the budget. Source:
+            official code, target_total_rank.
+        top: layers h that grow at a time. Source: official scripts 2 to 22 by task.
+        growth: ranks c a layer gets at a time, and width of its reserve. Source: official code 1,
+            2, 3, 4 for an average target of 2, 4, 6, 8.
+        interval: steps nu between two growths. Source: official scripts 100 for small tasks, 500 to
+            1000 for large ones.
+        warmup: steps before the first growth. Source: paper: as many as interval.
+        window: score only in so many steps up to a growth; None scores every step while growing.
+            Source: ours: a score costs a third of a step, and the averages forget within 30 steps.
+        beta1: smoothing of the importance. Source: paper and official scripts.
+        beta2: smoothing of its uncertainty. Source: paper and official scripts.
+        orthogonality: weight gamma of the orthogonality penalty. Source: official scripts 0.1, for
+            two tasks 0.3.
+        squared: penalty as in the paper: squared norms, summed. Source: paper; the code does not
+            square.
+        block_orthogonality: penalty on each block alone, which never makes blocks orthogonal to
+            each other. Source: official library helper; its trainer concatenates.
+        advance: advance learning: reserves train before they count. Source: paper; official
+            advance_learn.
+        reserve: frozen lambda of the reserves under advance learning, else 0. Source: paper and
+            official code.
+        alpha: numerator of the scale. Source: official scripts 16 or 32.
+        rescale: divide by the layer's own rank, which rescales it at each growth. Source: official
+            code; the default divides by target_rank.
+        dropout: dropout on the input of the branch. Source: official code.
+        normalise: what a layer's summed score is divided by: sqrt(mn) or mn. Source: official code
+            sqrt, paper mean.
+        restart: new tensors warm up anew; else they have the learning rate of the others. Source:
+            paper; official multi_lr.
+        restart_warmup: steps of that warm-up. Source: official code: as many as the run's own warm-
+            up.
+        overshoot: let ties and growth > 1 pass the budget. Source: official code; the default meets
+            it exactly.
+
     Raises:
         TypeError, ValueError: a hyperparameter of the wrong type or outside its range.
     """
 
-    rank: int = hyper(
-        1,
-        low=1,
-        high=256,
-        log=True,
-        help="initial rank of every layer",
-        source="paper and official scripts: 1",
-    )
-    target_rank: int = hyper(
-        2,
-        low=1,
-        high=256,
-        help="average rank per layer at the end; also the divisor of the fixed scale",
-        source="paper and official scripts 2 or 8",
-    )
-    total_rank: int | None = hyper(
-        None,
-        type=int,
-        low=1,
-        high=100_000,
-        help="final rank of all layers together; overrides target_rank as the budget",
-        source="official code, target_total_rank",
-    )
-    top: int = hyper(
-        4,
-        low=1,
-        high=10_000,
-        help="layers h that grow at a time",
-        source="official scripts 2 to 22 by task",
-    )
-    growth: int = hyper(
-        1,
-        low=1,
-        high=64,
-        help="ranks c a layer gets at a time, and width of its reserve",
-        source="official code 1, 2, 3, 4 for an average target of 2, 4, 6, 8",
-    )
-    interval: int = hyper(
-        100,
-        low=1,
-        high=100_000,
-        help="steps nu between two growths",
-        source="official scripts 100 for small tasks, 500 to 1000 for large ones",
-    )
-    warmup: int = hyper(
-        100,
-        low=0,
-        high=1_000_000,
-        help="steps before the first growth",
-        source="paper: as many as interval",
-    )
-    window: int | None = hyper(
-        None,
-        type=int,
-        low=1,
-        high=1_000_000,
-        help="score only in so many steps up to a growth; None scores every step while growing",
-        source="ours: a score costs a third of a step, and the averages forget within 30 steps",
-    )
-    beta1: float = hyper(
-        0.85,
-        low=0.0,
-        high=1.0,
-        open_low=True,
-        open_high=True,
-        help="smoothing of the importance",
-        source="paper and official scripts",
-    )
-    beta2: float = hyper(
-        0.85,
-        low=0.0,
-        high=1.0,
-        open_low=True,
-        open_high=True,
-        help="smoothing of its uncertainty",
-        source="paper and official scripts",
-    )
-    orthogonality: float = hyper(
-        0.1,
-        low=0.0,
-        high=10.0,
-        help="weight gamma of the orthogonality penalty",
-        source="official scripts 0.1, for two tasks 0.3",
-    )
-    squared: bool = hyper(
-        False,
-        help="penalty as in the paper: squared norms, summed",
-        source="paper; the code does not square",
-    )
-    block_orthogonality: bool = hyper(
-        False,
-        help="penalty on each block alone, which never makes blocks orthogonal to each other",
-        source="official library helper; its trainer concatenates",
-    )
-    advance: bool = hyper(
-        True,
-        help="advance learning: reserves train before they count",
-        source="paper; official advance_learn",
-    )
-    reserve: float = hyper(
-        1e-5,
-        low=0.0,
-        high=1.0,
-        help="frozen lambda of the reserves under advance learning, else 0",
-        source="paper and official code",
-    )
-    alpha: float = hyper(
-        16.0,
-        low=0.0,
-        high=1024.0,
-        open_low=True,
-        help="numerator of the scale",
-        source="official scripts 16 or 32",
-    )
-    rescale: bool = hyper(
-        False,
-        help="divide by the layer's own rank, which rescales it at each growth",
-        source="official code; the default divides by target_rank",
-    )
-    dropout: float = hyper(
-        0.0,
-        low=0.0,
-        high=1.0,
-        open_high=True,
-        help="dropout on the input of the branch",
-        source="official code",
-    )
-    normalise: str = hyper(
-        "sqrt",
-        choices=("sqrt", "mean"),
-        help="what a layer's summed score is divided by: sqrt(mn) or mn",
-        source="official code sqrt, paper mean",
-    )
-    restart: bool = hyper(
-        True,
-        help="new tensors warm up anew; else they have the learning rate of the others",
-        source="paper; official multi_lr",
-    )
-    restart_warmup: int = hyper(
-        100,
-        low=0,
-        high=1_000_000,
-        help="steps of that warm-up",
-        source="official code: as many as the run's own warm-up",
-    )
-    overshoot: bool = hyper(
-        False,
-        help="let ties and growth > 1 pass the budget",
-        source="official code; the default meets it exactly",
-    )
+    rank: Rank = 1
+    target_rank: Annotated[int, Range(1, 256)] = 2
+    total_rank: TotalRank | None = None
+    top: Annotated[int, Range(1, 10000)] = 4
+    growth: Annotated[int, Range(1, 64)] = 1
+    interval: Interval = 100
+    warmup: Steps = 100
+    window: Annotated[int, Range(1, 1000000)] | None = None
+    beta1: Smoothing = 0.85
+    beta2: Smoothing = 0.85
+    orthogonality: Weight = 0.1
+    squared: bool = False
+    block_orthogonality: bool = False
+    advance: bool = True
+    reserve: Share = 1e-05
+    alpha: Alpha = 16.0
+    rescale: bool = False
+    dropout: BelowOne = 0.0
+    normalise: Literal["sqrt", "mean"] = "sqrt"
+    restart: bool = True
+    restart_warmup: Steps = 100
+    overshoot: bool = False
 
     info: ClassVar[Info] = Info(
         slug="increlora",
@@ -236,9 +160,6 @@ class IncreLoRA:
         "warmup": 0,
         "restart_warmup": 2,
     }
-
-    def __post_init__(self) -> None:
-        validate(self)
 
     def scale(self, rank: int) -> float:
         """s of a layer of that rank."""

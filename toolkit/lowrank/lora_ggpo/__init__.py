@@ -34,7 +34,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +44,8 @@ from toolkit.core.adapt import lowrank as factored
 from toolkit.core.adapt.model import Adapted
 from toolkit.core.adapt.peft import PeftNames
 from toolkit.core.adapt.sites import KINDS, Site
-from toolkit.core.declare.catalogue import Info, hyper, validate
+from toolkit.core.declare.fields import Alpha, BelowOne, Declared, Interval, Range, Rank, Weight
+from toolkit.core.declare.info import Info
 from toolkit.lowrank.lora import LoRA, LoRALayer, check_rank
 from toolkit.lowrank.lora_ggpo.momentum_control import MomentumController
 from toolkit.lowrank.lora_ggpo.noise import NOISES
@@ -53,7 +54,7 @@ from toolkit.lowrank.lora_ggpo.perturb import Cover
 
 
 @dataclass(frozen=True)
-class LoRAGGPO:
+class LoRAGGPO(Declared):
     r"""LoRA-GGPO's hyperparameters; builds the factors of one layer, which are LoRA's.
 
     Nothing is perturbed before ``adapted.attach(optimizer)``. After it, a forward pass in training
@@ -72,6 +73,30 @@ class LoRAGGPO:
     The variants that follow the momentum do nothing at the first step, nor where the momentum or
     the gradient is exactly zero.
 
+    Args:
+        rank: rank r of the difference. Source: paper v2, all tables.
+        alpha: numerator of the scale s = alpha / r. Source: paper v2, with r = 8.
+        dropout: dropout on the input of the low-rank branch. Source: as LoRA.
+        rank_stabilised: divide alpha by sqrt(r) instead of r (rsLoRA). Source: rsLoRA, arXiv
+            2312.03732.
+        variant: what perturbs: noise (three forms) or the momentum (two). Source: v1: ggpo; v2:
+            mgpo; codes: kohya, mgpo_code; control: isotropic.
+        sigma: noise of a row relative to the row's norm. Source: independent implementations; v1
+            not read.
+        beta: weight of the gradient's row norms in the noise. Source: independent implementations;
+            v1 not read.
+        rho: length of the move along the momentum, times gbar. Source: paper v2, T5-base; 0.01 for
+            Llama-2-7B.
+        smoothing: smoothing of gbar (the paper's beta). Source: paper v2, T5-base; 0.8 for
+            Llama-2-7B.
+        sign: along the momentum (ascent) or against it. Source: paper v2: ascent; its code:
+            descent.
+        refresh: steps between two measurements of the weight's row norms. Source: ours; 1 is exact.
+        keep_noise: hold the perturbed weight between forward and backward, or form it twice.
+            Source: ours; memory against time.
+        seed: seed of the noise, where attach gets no generator. Source: ours; the same on all
+            processes of a run.
+
     Raises:
         TypeError, ValueError: a hyperparameter of the wrong type or outside its range; at attach,
             an optimizer without a first moment for ``"mgpo"`` and ``"mgpo_code"``.
@@ -80,91 +105,19 @@ class LoRAGGPO:
         RuntimeError: at a step whose gradients are still scaled by a GradScaler.
     """
 
-    rank: int = hyper(
-        8, low=1, high=256, log=True, help="rank r of the difference", source="paper v2, all tables"
-    )
-    alpha: float = hyper(
-        16.0,
-        low=0.0,
-        high=1024.0,
-        open_low=True,
-        help="numerator of the scale s = alpha / r",
-        source="paper v2, with r = 8",
-    )
-    dropout: float = hyper(
-        0.0,
-        low=0.0,
-        high=1.0,
-        open_high=True,
-        help="dropout on the input of the low-rank branch",
-        source="as LoRA",
-    )
-    rank_stabilised: bool = hyper(
-        False,
-        help="divide alpha by sqrt(r) instead of r (rsLoRA)",
-        source="rsLoRA, arXiv 2312.03732",
-    )
-    variant: str = hyper(
-        "ggpo",
-        choices=(*NOISES, "mgpo", "mgpo_code"),
-        help="what perturbs: noise (three forms) or the momentum (two)",
-        source="v1: ggpo; v2: mgpo; codes: kohya, mgpo_code; control: isotropic",
-    )
-    sigma: float = hyper(
-        0.03,
-        low=0.0,
-        high=10.0,
-        help="noise of a row relative to the row's norm",
-        source="independent implementations; v1 not read",
-    )
-    beta: float = hyper(
-        0.01,
-        low=0.0,
-        high=1e9,
-        help="weight of the gradient's row norms in the noise",
-        source="independent implementations; v1 not read",
-    )
-    rho: float = hyper(
-        0.05,
-        low=0.0,
-        high=1000.0,
-        open_low=True,
-        help="length of the move along the momentum, times gbar",
-        source="paper v2, T5-base; 0.01 for Llama-2-7B",
-    )
-    smoothing: float = hyper(
-        0.9,
-        low=0.0,
-        high=1.0,
-        open_high=True,
-        help="smoothing of gbar (the paper's beta)",
-        source="paper v2, T5-base; 0.8 for Llama-2-7B",
-    )
-    sign: str = hyper(
-        "source",
-        choices=("source", "ascent", "descent"),
-        help="along the momentum (ascent) or against it",
-        source="paper v2: ascent; its code: descent",
-    )
-    refresh: int = hyper(
-        1,
-        low=1,
-        high=100_000,
-        help="steps between two measurements of the weight's row norms",
-        source="ours; 1 is exact",
-    )
-    keep_noise: bool = hyper(
-        True,
-        help="hold the perturbed weight between forward and backward, or form it twice",
-        source="ours; memory against time",
-    )
-    seed: int = hyper(
-        0,
-        low=0,
-        high=2**31 - 1,
-        help="seed of the noise, where attach gets no generator",
-        source="ours; the same on all processes of a run",
-    )
+    rank: Rank = 8
+    alpha: Alpha = 16.0
+    dropout: BelowOne = 0.0
+    rank_stabilised: bool = False
+    variant: Literal["ggpo", "kohya", "isotropic", "mgpo", "mgpo_code"] = "ggpo"
+    sigma: Weight = 0.03
+    beta: Annotated[float, Range(0.0, 1000000000.0)] = 0.01
+    rho: Annotated[float, Range(0.0, 1000.0, open_low=True)] = 0.05
+    smoothing: BelowOne = 0.9
+    sign: Literal["source", "ascent", "descent"] = "source"
+    refresh: Interval = 1
+    keep_noise: bool = True
+    seed: Annotated[int, Range(0, 2147483647)] = 0
 
     info: ClassVar[Info] = Info(
         slug="lora_ggpo",
@@ -184,9 +137,6 @@ class LoRAGGPO:
     # The contracts hold a training pass under autocast to a plain pass within 5 %, which noise of
     # 3 % exceeds in layers of four units; 1 % still shows in every other contract.
     tiny: ClassVar[dict[str, Any]] = {"sigma": 0.01}
-
-    def __post_init__(self) -> None:
-        validate(self)
 
     @property
     def scale(self) -> float:

@@ -6,7 +6,8 @@ first order, along
 .. math:: -\tilde g = -(s\,B\,g^A + s\,g^B A),
 
 and LoRA-Pro takes the pair that brings :math:`\tilde g` nearest to the full gradient g. It is known
-in closed form and needs only LoRA's own gradients (:func:`~toolkit.lowrank.lora_pro.projection.adjusted`).
+in closed form and needs only LoRA's own gradients
+(:func:`~toolkit.lowrank.lora_pro.projection.adjusted`).
 
 Source: Wang et al., *LoRA-Pro: Are Low-Rank Adapters Properly Optimized?*, arXiv 2407.18242;
 official code ``mrflogs/LoRA-Pro`` (``lorapro_full_adjustment``). Where they differ, the paper's
@@ -20,22 +21,22 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 
 from toolkit.core.adapt.model import Adapted
 from toolkit.core.adapt.peft import PeftNames
 from toolkit.core.adapt.sites import KINDS, Site
-from toolkit.core.declare.catalogue import Info, hyper, validate
+from toolkit.core.declare.fields import Alpha, BelowOne, Declared, Range, Rank, Share
+from toolkit.core.declare.info import Info
 from toolkit.lowrank.lora import LoRA, LoRALayer, check_rank
 from toolkit.lowrank.lora_pro.adjustment import Adjustment
 from toolkit.lowrank.lora_pro.inner_adam import AdamAdjustment
-from toolkit.lowrank.lora_pro.projection import CHOICES
 
 
 @dataclass(frozen=True)
-class LoRAPro:
+class LoRAPro(Declared):
     r"""LoRA-Pro's hyperparameters; builds the factors of one layer, as LoRA does.
 
     ``mode="full"`` runs Adam inside, on :math:`\tilde g` of shape (m, n), and hands the adjusted
@@ -61,89 +62,39 @@ class LoRAPro:
 
     During the step ``p.grad`` holds the adjusted pair, before and after it the raw gradients.
 
+    Args:
+        rank: rank r of the difference. Source: official Llama-2-7B scripts.
+        alpha: numerator of the scale s = alpha / r. Source: official Llama-2-7B scripts.
+        dropout: dropout on the input of the low-rank branch. Source: as LoRA.
+        rank_stabilised: divide alpha by sqrt(r) instead of r (rsLoRA). Source: official scripts,
+            flag rslora.
+        mode: Adam on the whole weight's gradient, or adjusted gradients for any optimizer. Source:
+            full is what the official code runs.
+        X: how the change is shared between A and B. Source: paper; official code.
+        beta1: full mode: Adam's average of gradients. Source: official code.
+        beta2: full mode: Adam's average of squares. Source: official code.
+        eps: full mode: added to Adam's denominator. Source: official code.
+        damping: added to the diagonal of B'B and AA' before they are inverted. Source: official
+            code.
+        official_clock: full mode: bias correction one step ahead, as the published code runs.
+            Source: official code; the paper has Adam's own.
+
     Raises:
         TypeError, ValueError: a hyperparameter of the wrong type or outside its range; at
             ``attach``, an optimizer that does not fit the mode.
     """
 
-    rank: int = hyper(
-        8,
-        low=1,
-        high=256,
-        log=True,
-        help="rank r of the difference",
-        source="official Llama-2-7B scripts",
-    )
-    alpha: float = hyper(
-        16.0,
-        low=0.0,
-        high=1024.0,
-        open_low=True,
-        help="numerator of the scale s = alpha / r",
-        source="official Llama-2-7B scripts",
-    )
-    dropout: float = hyper(
-        0.0,
-        low=0.0,
-        high=1.0,
-        open_high=True,
-        help="dropout on the input of the low-rank branch",
-        source="as LoRA",
-    )
-    rank_stabilised: bool = hyper(
-        False,
-        help="divide alpha by sqrt(r) instead of r (rsLoRA)",
-        source="official scripts, flag rslora",
-    )
-    mode: str = hyper(
-        "full",
-        choices=("full", "efficient"),
-        help="Adam on the whole weight's gradient, or adjusted gradients for any optimizer",
-        source="full is what the official code runs",
-    )
-    X: str = hyper(
-        "sylvester",
-        choices=CHOICES,
-        help="how the change is shared between A and B",
-        source="paper; official code",
-    )
-    beta1: float = hyper(
-        0.9,
-        low=0.0,
-        high=1.0,
-        open_high=True,
-        help="full mode: Adam's average of gradients",
-        source="official code",
-    )
-    beta2: float = hyper(
-        0.999,
-        low=0.0,
-        high=1.0,
-        open_high=True,
-        help="full mode: Adam's average of squares",
-        source="official code",
-    )
-    eps: float = hyper(
-        1e-8,
-        low=0.0,
-        high=1.0,
-        open_low=True,
-        log=True,
-        help="full mode: added to Adam's denominator",
-        source="official code",
-    )
-    damping: float = hyper(
-        1e-8,
-        low=0.0,
-        high=1.0,
-        help="added to the diagonal of B'B and AA' before they are inverted",
-        source="official code",
-    )
-    official_clock: bool = hyper(
-        False,
-        help="full mode: bias correction one step ahead, as the published code runs",
-        source="official code; the paper has Adam's own",
-    )
+    rank: Rank = 8
+    alpha: Alpha = 16.0
+    dropout: BelowOne = 0.0
+    rank_stabilised: bool = False
+    mode: Literal["full", "efficient"] = "full"
+    X: Literal["sylvester", "zero", "symmetric"] = "sylvester"
+    beta1: BelowOne = 0.9
+    beta2: BelowOne = 0.999
+    eps: Annotated[float, Range(0.0, 1.0, log=True, open_low=True)] = 1e-08
+    damping: Share = 1e-08
+    official_clock: bool = False
 
     info: ClassVar[Info] = Info(
         slug="lora_pro",
@@ -162,9 +113,6 @@ class LoRAPro:
     peft: ClassVar[PeftNames] = LoRA.peft
     # the contract tests drive every method with AdamW, which full mode must refuse
     tiny: ClassVar[dict[str, Any]] = {"mode": "efficient"}
-
-    def __post_init__(self) -> None:
-        validate(self)
 
     @property
     def scale(self) -> float:

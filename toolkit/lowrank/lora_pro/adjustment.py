@@ -1,7 +1,7 @@
 """LoRA-Pro around each optimizer step: gradients are exchanged before it and put back after it.
 
-This file is the efficient mode and what both modes share; :mod:`toolkit.lowrank.lora_pro.inner_adam` is the
-full mode.
+This file is the efficient mode and what both modes share; the full mode is
+:mod:`toolkit.lowrank.lora_pro.inner_adam`.
 """
 
 from __future__ import annotations

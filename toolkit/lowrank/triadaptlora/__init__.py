@@ -29,7 +29,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +38,18 @@ from toolkit.core.adapt import lowrank as factored
 from toolkit.core.adapt.model import Adapted
 from toolkit.core.adapt.sites import KINDS, Site, normal
 from toolkit.core.adapt.steps.growth import block_generator, draw_seed
-from toolkit.core.declare.catalogue import Info, hyper, validate
+from toolkit.core.declare.fields import (
+    Alpha,
+    BelowOne,
+    Declared,
+    Interval,
+    Range,
+    Rank,
+    Steps,
+    TotalRank,
+    Weight,
+)
+from toolkit.core.declare.info import Info
 from toolkit.lowrank.lora import check_rank
 from toolkit.lowrank.triadaptlora.triangular import TriangularController, assemble, positions
 
@@ -47,7 +58,7 @@ DEAD = ("abc0", "cb0")
 
 
 @dataclass(frozen=True)
-class TriAdaptLoRA:
+class TriAdaptLoRA(Declared):
     r"""TriAdaptLoRA's hyperparameters; builds the core and the factors of one layer.
 
     Every layer starts at ``init_rank``. At each look the layers whose score is among the M highest
@@ -59,115 +70,52 @@ class TriAdaptLoRA:
     last look. A layer that just grew has a larger q, so its next score is lowered: a brake, kept
     from the author's files.
 
+    Args:
+        init_rank: rank of every layer at the start. Source: author's files, init_rank.
+        target_rank: average rank per layer at the end. Source: author's files, reference_rank.
+        total_rank: final sum of ranks; overrides target_rank times the number of layers. Source:
+            author's files, target_total_rank.
+        alpha: numerator of the scale. Source: ours: 16 / 8 is the constant 2 of the author's main
+            file; its LoRA default is 8.
+        rescale: scale: alpha / target_rank, alpha / (r + 1e-5) with the current rank r, or 2.
+            Source: ours (inferred); author's file block_c0; author's main file.
+        dropout: dropout on the input of the branch. Source: author's files.
+        init: start of the blocks. Source: author's files block_c0, main, and single.
+        block: ranks c that a layer gains at once; None: half of target_rank. Source: author's
+            files, incre_rank_num.
+        growth: how the number of growing layers rises with time. Source: author's files,
+            rank_growth_model; the abstract names linear as the best.
+        warmup: steps before the first look. Source: author's files, init_warmup.
+        interval: steps between two looks. Source: author's files, incre_interval.
+        overshoot: let the last growth pass the target, as the author's files do. Source: author's
+            files.
+        orthogonality: weight gamma of the orthogonality penalty on A and B. Source: author's files,
+            orth_reg_weight.
+        weight_decay: weight decay of blocks that are born later. Source: author's files,
+            weight_decay.
+        restart: give new blocks a learning-rate schedule of their own, from their birth. Source:
+            ours; the author's files leave it to the scheduler.
+
     Raises:
         TypeError, ValueError: a hyperparameter of the wrong type or outside its range, a target
             below the start, or a start that cannot learn.
     """
 
-    init_rank: int = hyper(
-        1,
-        low=1,
-        high=256,
-        log=True,
-        help="rank of every layer at the start",
-        source="author's files, init_rank",
-    )
-    target_rank: int = hyper(
-        8,
-        low=1,
-        high=256,
-        log=True,
-        help="average rank per layer at the end",
-        source="author's files, reference_rank",
-    )
-    total_rank: int | None = hyper(
-        None,
-        type=int,
-        low=1,
-        high=100_000,
-        help="final sum of ranks; overrides target_rank times the number of layers",
-        source="author's files, target_total_rank",
-    )
-    alpha: float = hyper(
-        16.0,
-        low=0.0,
-        high=1024.0,
-        open_low=True,
-        help="numerator of the scale",
-        source="ours: 16 / 8 is the constant 2 of the author's main file; its LoRA default is 8",
-    )
-    rescale: str = hyper(
-        "fixed",
-        choices=("fixed", "rank", "constant"),
-        help="scale: alpha / target_rank, alpha / (r + 1e-5) with the current rank r, or 2",
-        source="ours (inferred); author's file block_c0; author's main file",
-    )
-    dropout: float = hyper(
-        0.0,
-        low=0.0,
-        high=1.0,
-        open_high=True,
-        help="dropout on the input of the branch",
-        source="author's files",
-    )
-    init: str = hyper(
-        "zero_core",
-        choices=INITS,
-        help="start of the blocks",
-        source="author's files block_c0, main, and single",
-    )
-    block: int | None = hyper(
-        None,
-        type=int,
-        low=1,
-        high=256,
-        help="ranks c that a layer gains at once; None: half of target_rank",
-        source="author's files, incre_rank_num",
-    )
-    growth: str = hyper(
-        "linear",
-        choices=("linear", "exponential"),
-        help="how the number of growing layers rises with time",
-        source="author's files, rank_growth_model; the abstract names linear as the best",
-    )
-    warmup: int = hyper(
-        0,
-        low=0,
-        high=1_000_000,
-        help="steps before the first look",
-        source="author's files, init_warmup",
-    )
-    interval: int = hyper(
-        1,
-        low=1,
-        high=100_000,
-        help="steps between two looks",
-        source="author's files, incre_interval",
-    )
-    overshoot: bool = hyper(
-        False,
-        help="let the last growth pass the target, as the author's files do",
-        source="author's files",
-    )
-    orthogonality: float = hyper(
-        0.5,
-        low=0.0,
-        high=10.0,
-        help="weight gamma of the orthogonality penalty on A and B",
-        source="author's files, orth_reg_weight",
-    )
-    weight_decay: float = hyper(
-        0.0,
-        low=0.0,
-        high=10.0,
-        help="weight decay of blocks that are born later",
-        source="author's files, weight_decay",
-    )
-    restart: bool = hyper(
-        False,
-        help="give new blocks a learning-rate schedule of their own, from their birth",
-        source="ours; the author's files leave it to the scheduler",
-    )
+    init_rank: Rank = 1
+    target_rank: Rank = 8
+    total_rank: TotalRank | None = None
+    alpha: Alpha = 16.0
+    rescale: Literal["fixed", "rank", "constant"] = "fixed"
+    dropout: BelowOne = 0.0
+    init: Literal["zero_core", "identity", "gaussian"] = "zero_core"
+    block: Annotated[int, Range(1, 256)] | None = None
+    growth: Literal["linear", "exponential"] = "linear"
+    warmup: Steps = 0
+    interval: Interval = 1
+    overshoot: bool = False
+    orthogonality: Weight = 0.5
+    weight_decay: Weight = 0.0
+    restart: bool = False
 
     info: ClassVar[Info] = Info(
         slug="triadaptlora",
@@ -192,7 +140,7 @@ class TriAdaptLoRA:
                 "of three factors and two of them, B and C, are 0, so the gradients of all three "
                 f"are 0 at every step. Use one of {list(INITS)}"
             )
-        validate(self)
+        super().__post_init__()
         if self.total_rank is None and self.target_rank < self.init_rank:
             raise ValueError(
                 f"TriAdaptLoRA(target_rank={self.target_rank}): the target is below "
