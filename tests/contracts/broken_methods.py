@@ -20,8 +20,8 @@ from toolkit.lowrank.lora import LoRA, LoRALayer
 def method(layer: type[nn.Module], base: type = LoRA, **overrides: Any) -> Any:
     """LoRA of rank 3 that builds ``layer`` and has some attributes replaced."""
 
-    def build(self, spec, generator=None):
-        return layer(self, spec, generator)
+    def build(self, site, generator=None):
+        return layer(self, site, generator)
 
     attributes = {"build": build, **overrides}
     made = type(layer.__name__ + "Method", (base,), attributes)
@@ -29,15 +29,15 @@ def method(layer: type[nn.Module], base: type = LoRA, **overrides: Any) -> Any:
 
 
 class NotZeroAtInit(LoRALayer):
-    def __init__(self, method, spec, generator):
-        super().__init__(method, spec, generator)
+    def __init__(self, method, site, generator):
+        super().__init__(method, site, generator)
         self.B.data += 0.01
 
 
 class DeadTensor(LoRALayer):
-    def __init__(self, method, spec, generator):
-        super().__init__(method, spec, generator)
-        self.C = nn.Parameter(torch.zeros(2, dtype=spec.dtype))
+    def __init__(self, method, site, generator):
+        super().__init__(method, site, generator)
+        self.C = nn.Parameter(torch.zeros(2, dtype=site.dtype))
 
 
 class Thaws(LoRALayer):
@@ -56,7 +56,7 @@ class MutatesBase(LoRALayer):
 
 class MergesWithWrongScale(LoRALayer):
     def merged(self, base):
-        return factored.merged(base, self.spec, self.A, self.B, 1.1 * self.scale)
+        return factored.merged(base, self.site, self.A, self.B, 1.1 * self.scale)
 
 
 class MergesToAView(LoRALayer):
@@ -67,9 +67,9 @@ class MergesToAView(LoRALayer):
 class ForgetsOnSave(LoRALayer):
     """Trains a gain, but keeps it out of its state dict."""
 
-    def __init__(self, method, spec, generator):
-        super().__init__(method, spec, generator)
-        self.gain = nn.Parameter(torch.ones((), dtype=spec.dtype))
+    def __init__(self, method, site, generator):
+        super().__init__(method, site, generator)
+        self.gain = nn.Parameter(torch.ones((), dtype=site.dtype))
         self.register_state_dict_post_hook(lambda _, state, prefix, __: state.pop(prefix + "gain"))
 
     def forward(self, base, x):
@@ -112,8 +112,8 @@ class WrongSecondGradient(LoRALayer):
 
 
 class DrawsFromTheWorld(LoRALayer):
-    def __init__(self, method, spec, generator):
-        super().__init__(method, spec, generator)
+    def __init__(self, method, site, generator):
+        super().__init__(method, site, generator)
         self.A.data.copy_(torch.randn(self.A.shape))
 
 
@@ -128,8 +128,8 @@ class NeedsFloat32(LoRALayer):
 
 
 class HalfPrecisionState(LoRALayer):
-    def __init__(self, method, spec, generator):
-        super().__init__(method, spec, generator)
+    def __init__(self, method, site, generator):
+        super().__init__(method, site, generator)
         self.to(torch.bfloat16)
 
 
@@ -185,8 +185,8 @@ class AcceptsAnything(LoRA):
     def __post_init__(self) -> None:
         pass
 
-    def build(self, spec, generator=None):
-        return LoRALayer(self, spec, generator)
+    def build(self, site, generator=None):
+        return LoRALayer(self, site, generator)
 
 
 class _Blind:
@@ -226,9 +226,9 @@ class UnevenAcrossProcesses(LoRALayer):
         return y
 
 
-def _area(self, spec) -> int:
+def _area(self, site) -> int:
     """As if r (m + n) were r m n."""
-    return self.rank * spec.rows * spec.cols
+    return self.rank * site.rows * site.cols
 
 
 # contract -> methods that must break it
@@ -251,7 +251,7 @@ BROKEN: dict[str, list[Any]] = {
     "works_with_function_transforms": [method(NeedsNumbers)],
     "works_on_two_processes": [method(UnevenAcrossProcesses)],
     "refuses_bad_hyperparameters": [AcceptsAnything(rank=3)],
-    "refuses_a_rank_above_the_layer": [AcceptsAnything(rank=3)],
+    "warns_of_a_rank_above_the_layer": [AcceptsAnything(rank=3)],
     "refuses_a_tampered_file": [method(LoadsAnyShape)],
     "refuses_to_allocate_without_gradients": [AllocatesBlindly(rank=3, target_rank=2)],
 }

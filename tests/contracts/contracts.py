@@ -204,9 +204,9 @@ def counted_as_formula(case: Case) -> None:
     adapted = case.adapt()
     for name, site in adapted.sites.items():
         counted = sum(p.numel() for p in site.layer.adapter.parameters())
-        formula = case.method.count(site.spec)
+        formula = case.method.count(site.site)
         assert counted == formula, f"{name}: trains {counted} numbers, the formula says {formula}"
-    total = sum(case.method.count(site.spec) for site in adapted.sites.values())
+    total = sum(case.method.count(site.site) for site in adapted.sites.values())
     assert adapted.costs()["trained"] == total
     assert adapted.report()["trained"].sum() == total
     assert list(adapted.report()["layer"]) == list(adapted.sites)

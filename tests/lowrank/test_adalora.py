@@ -113,7 +113,7 @@ def test_equals_lora_when_lambda_is_folded_into_q():
 def test_counts_trained_numbers_by_the_formula():
     adapted = adapt(network(), METHOD)
     assert sum(p.numel() for p in adapted.parameters()) == 4 * (13 + 14 + 11)
-    assert sum(METHOD.count(site.spec) for site in adapted.sites.values()) == 4 * (13 + 14 + 11)
+    assert sum(METHOD.count(site.site) for site in adapted.sites.values()) == 4 * (13 + 14 + 11)
 
 
 def test_compact_keeps_the_map_and_its_scale():

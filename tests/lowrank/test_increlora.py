@@ -105,9 +105,9 @@ def test_without_advance_learning_the_start_is_exact_and_reserves_do_not_train()
 
 
 def test_shapes_draws_and_counted_numbers():
-    spec = describe(nn.Linear(400, 300), "big")
+    site = describe(nn.Linear(400, 300), "big")
     method = IncreLoRA(rank=20, growth=60)
-    layer = method.build(spec, generator())
+    layer = method.build(site, generator())
     assert layer.A0.shape == (20, 400)
     assert layer.B0.shape == (300, 20)
     assert torch.equal(layer.E0, torch.zeros(20, 1))
@@ -117,9 +117,9 @@ def test_shapes_draws_and_counted_numbers():
     for t in (layer.A0, layer.B0, layer.A1, layer.B1):
         assert t.std().item() == pytest.approx(0.02, rel=0.03)
     counted = sum(p.numel() for p in layer.parameters())
-    assert method.count(spec) == counted == 80 * 700 + 20
+    assert method.count(site) == counted == 80 * 700 + 20
     assert layer.rank == 20  # reserves do not count
-    assert IncreLoRA(rank=20, growth=60, advance=False).count(spec) == 20 * 701
+    assert IncreLoRA(rank=20, growth=60, advance=False).count(site) == 20 * 701
 
 
 def test_a_reserve_is_no_wider_than_the_matrix_allows():
@@ -190,15 +190,15 @@ def test_the_score_is_that_of_a_dense_leaf(kind, normalise):
 
     leaf = layer.adapter.merged(layer.base)["weight"].detach().requires_grad_()
     (weight * functional_call(layer.base, {"weight": leaf}, (x,))).sum().backward()
-    spec = adapted.sites["0"].spec
-    m, n = spec.rows, spec.cols
+    site = adapted.sites["0"].site
+    m, n = site.rows, site.cols
     # gradients of W and of its change are the same; padding rows have none
-    product = explicit_delta(layer.adapter) * spec.to_matrix(leaf.grad)
+    product = explicit_delta(layer.adapter) * site.to_matrix(leaf.grad)
     want = product.abs().sum() / (m * n if normalise == "mean" else math.sqrt(m * n))
     torch.testing.assert_close(layer.adapter.score, want.detach(), rtol=1e-10, atol=0)
-    if spec.kind in ("linear", "conv") and x.is_floating_point():
-        G = weight_gradient(layer.base, spec, x, weight)
-        torch.testing.assert_close(G, spec.to_matrix(leaf.grad))
+    if site.kind in ("linear", "conv") and x.is_floating_point():
+        G = weight_gradient(layer.base, site, x, weight)
+        torch.testing.assert_close(G, site.to_matrix(leaf.grad))
 
 
 def test_attention_is_scored_at_the_weights_it_reads():

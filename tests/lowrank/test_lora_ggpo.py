@@ -81,9 +81,9 @@ def noise_of(adapted, name: str) -> torch.Tensor:
     """What lies over a layer, minus its weight, (m, n)."""
     site = adapted.sites[name]
     seen = site.layer.adapter.cover.call(
-        site.layer.base, site.spec.parameter, lambda b: b._parameters[site.spec.parameter]
+        site.layer.base, site.site.parameter, lambda b: b._parameters[site.site.parameter]
     )
-    return site.spec.to_matrix((seen - site.layer.base._parameters[site.spec.parameter]).detach())
+    return site.site.to_matrix((seen - site.layer.base._parameters[site.site.parameter]).detach())
 
 
 # --- without noise it is LoRA --------------------------------------------------------------------
@@ -277,7 +277,7 @@ def test_kohya_waits_for_a_gradient_and_uses_its_own_norms():
         mean = base.norm(dim=1).mean()
         weight = (mean**2 + (B @ A).square().sum(1)).sqrt()  # s = 2 is forgotten there
         gradient = (2.0 * (a.B.grad @ A + B @ a.A.grad)).square().sum(1)
-        want = (0.3 * weight + 0.5 * gradient) / site.spec.rows**0.5
+        want = (0.3 * weight + 0.5 * gradient) / site.site.rows**0.5
         torch.testing.assert_close(noise_of(adapted, name), want[:, None].expand(base.shape))
 
 
@@ -321,13 +321,13 @@ def test_a_row_is_an_output_in_every_kind_of_layer(kind, half):
     optimizer = torch.optim.SGD(adapted.parameters(), lr=0.1)
     adapted.attach(optimizer, draw=lambda step, name, shape: torch.ones(shape))
     site = adapted.sites["0"]
-    matrix = site.spec.to_matrix(layer._parameters[site.spec.parameter].detach()).float()
+    matrix = site.site.to_matrix(layer._parameters[site.site.parameter].detach()).float()
     if kind == "embedding":
         with torch.no_grad():
             adapted.adapters["0"].B.zero_()
         adapted.controller._refresh()
         adapted.controller._lay()
-    want = 0.5 * matrix.norm(dim=1, keepdim=True) / site.spec.cols**0.5
+    want = 0.5 * matrix.norm(dim=1, keepdim=True) / site.site.cols**0.5
     got = noise_of(adapted, "0").float()
     tolerance = {"rtol": 0.02, "atol": 0.01} if half else {}
     torch.testing.assert_close(got, want.expand_as(matrix), **tolerance)

@@ -160,7 +160,7 @@ def test_merged_equals_unmerged_after_growth():
 def test_numbers_are_counted_by_the_formula_at_the_start_and_after_growth():
     method = TriAdaptLoRA(init_rank=2)
     adapted, layer = lone(method)
-    assert method.count(adapted.sites["0"].spec) == 2 * (12 + 11) + 2 * 2 * 2
+    assert method.count(adapted.sites["0"].site) == 2 * (12 + 11) + 2 * 2 * 2
     assert sum(p.numel() for p in layer.parameters()) == 2 * 23 + 8
     for width in (1, 3, 2):
         layer.grow(width)
@@ -535,7 +535,7 @@ def test_totals_end_at_the_target_and_no_layer_passes_its_limit(growth, block, t
         step()
         totals.append(adapted.controller.total)
         assert sum(p.numel() for p in adapted.parameters()) == sum(
-            layer.rank * (layer.spec.rows + layer.spec.cols)
+            layer.rank * (layer.site.rows + layer.site.cols)
             + 2 * sum(c * e for c, e in zip(layer.widths, accumulate(layer.widths), strict=True))
             for layer in adapted.adapters.values()
         )
@@ -887,5 +887,5 @@ def test_report_says_rank_and_blocks():
     report = adapted.report().set_index("layer")
     assert report["rank"].to_dict() == adapted.controller.ranks()
     assert (report["blocks"] == report["rank"]).all()  # blocks of width 1
-    spec = describe(nn.Linear(9, 8))
-    assert math.isclose(METHOD.count(spec), 17 + 2)
+    site = describe(nn.Linear(9, 8))
+    assert math.isclose(METHOD.count(site), 17 + 2)

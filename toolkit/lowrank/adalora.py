@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from toolkit.core.adapt import lowrank as factored
+from toolkit.core.adapt.lowrank import warn_above
 from toolkit.core.adapt.model import Adapted
 from toolkit.core.adapt.peft import PeftNames
 from toolkit.core.adapt.sites import Site, normal
@@ -37,7 +38,6 @@ from toolkit.core.declare.fields import (
     Weight,
 )
 from toolkit.core.declare.info import Info
-from toolkit.lowrank.lora import check_rank
 
 
 @dataclass(frozen=True)
@@ -134,13 +134,13 @@ class AdaLoRA(Declared):
     def scale(self) -> float:
         return self.alpha / (self.rank + 1e-5)
 
-    def build(self, spec: Site, generator: torch.Generator | None = None) -> AdaLoRALayer:
-        check_rank(self.rank, spec)
-        return AdaLoRALayer(self, spec, generator)
+    def build(self, site: Site, generator: torch.Generator | None = None) -> AdaLoRALayer:
+        warn_above(self.rank, site)
+        return AdaLoRALayer(self, site, generator)
 
-    def count(self, spec: Site) -> int:
+    def count(self, site: Site) -> int:
         """r0 (m + n + 1) numbers for a layer of shape (m, n)."""
-        return self.rank * (spec.rows + spec.cols + 1)
+        return self.rank * (site.rows + site.cols + 1)
 
     def controller(
         self, adapted: Adapted, optimizer: torch.optim.Optimizer, total_steps: int | None, **options
@@ -151,25 +151,25 @@ class AdaLoRA(Declared):
 class AdaLoRALayer(nn.Module):
     """The triplets of one layer: ``P`` (m, r), ``E`` (r, 1) for lambda, ``Q`` (r, n)."""
 
-    def __init__(self, method: AdaLoRA, spec: Site, generator: torch.Generator | None):
+    def __init__(self, method: AdaLoRA, site: Site, generator: torch.Generator | None):
         super().__init__()
-        self.spec, self.scale, self.dropout = spec, method.scale, method.dropout
-        r, m, n = method.rank, spec.rows, spec.cols
-        self.P = nn.Parameter(normal((m, r), 0.02, spec, generator))
-        self.E = nn.Parameter(torch.zeros(r, 1, dtype=spec.dtype, device=spec.device))
-        self.Q = nn.Parameter(normal((r, n), 0.02, spec, generator))
+        self.site, self.scale, self.dropout = site, method.scale, method.dropout
+        r, m, n = method.rank, site.rows, site.cols
+        self.P = nn.Parameter(normal((m, r), 0.02, site, generator))
+        self.E = nn.Parameter(torch.zeros(r, 1, dtype=site.dtype, device=site.device))
+        self.Q = nn.Parameter(normal((r, n), 0.02, site, generator))
 
     def delta(self) -> Tensor:
         """alpha / r0 * P diag(lambda) Q, shape (m, n)."""
         return self.scale * (self.P @ (self.E * self.Q))
 
     def merged(self, base: nn.Module) -> dict[str, Tensor]:
-        return factored.merged(base, self.spec, self.E * self.Q, self.P, self.scale)
+        return factored.merged(base, self.site, self.E * self.Q, self.P, self.scale)
 
     def forward(self, base: nn.Module, *args: Any, **kwargs: Any) -> Any:
         return factored.apply(
             base,
-            self.spec,
+            self.site,
             self.E * self.Q,
             self.P,
             self.scale,

@@ -14,31 +14,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from toolkit.core.adapt import lowrank as factored
+from toolkit.core.adapt.lowrank import LowRankLayer, LowRankMethod
 from toolkit.core.adapt.peft import PeftNames
 from toolkit.core.adapt.sites import KINDS, Site, normal, uniform
-from toolkit.core.declare.fields import Alpha, BelowOne, Declared, Rank
+from toolkit.core.declare.fields import Alpha, BelowOne, Rank
 from toolkit.core.declare.info import Info
 
 
-def check_rank(rank: int, spec: Site, argument: str = "rank") -> None:
-    """Raise ValueError when a layer's matrix cannot have that rank."""
-    most = min(spec.rows, spec.cols)
-    if rank > most:
-        raise ValueError(
-            f"{argument}={rank} is larger than layer {spec.name!r} allows: its matrix is "
-            f"{spec.rows} x {spec.cols}, so at most {most}. Lower {argument}, or leave the layer "
-            "out of targets"
-        )
-
-
 @dataclass(frozen=True)
-class LoRA(Declared):
+class LoRA(LowRankMethod):
     r"""LoRA's hyperparameters; builds the factors of one layer.
 
     The difference is :math:`\Delta W = s\,BA` with :math:`s=\alpha/r`, or :math:`\alpha/\sqrt r`
@@ -94,40 +83,23 @@ class LoRA(Declared):
         """s, the factor of BA."""
         return self.alpha / (math.sqrt(self.rank) if self.rank_stabilised else self.rank)
 
-    def build(self, spec: Site, generator: torch.Generator | None = None) -> LoRALayer:
-        check_rank(self.rank, spec)
-        return LoRALayer(self, spec, generator)
-
-    def count(self, spec: Site) -> int:
-        """r (m + n) numbers for a layer of shape (m, n)."""
-        return self.rank * (spec.rows + spec.cols)
+    def layer(self, site: Site, generator: torch.Generator | None) -> LoRALayer:
+        return LoRALayer(self, site, generator)
 
 
-class LoRALayer(nn.Module):
+class LoRALayer(LowRankLayer):
     """The factors of one layer: ``A`` of shape (r, n) and ``B`` of shape (m, r)."""
 
-    def __init__(self, method: LoRA, spec: Site, generator: torch.Generator | None):
-        super().__init__()
-        self.spec, self.scale, self.dropout = spec, method.scale, method.dropout
-        r, m, n = method.rank, spec.rows, spec.cols
-        if spec.kind == "embedding":
-            A, B = torch.zeros(r, n), normal((m, r), 1.0, spec, generator)
+    def __init__(self, method: LoRA, site: Site, generator: torch.Generator | None):
+        super().__init__(method, site)
+        self.scale = method.scale
+        r, m, n = method.rank, site.rows, site.cols
+        if site.kind == "embedding":
+            A, B = torch.zeros(r, n), normal((m, r), 1.0, site, generator)
         else:
-            A, B = uniform((r, n), 1 / math.sqrt(n), spec, generator), torch.zeros(m, r)
-        self.A = nn.Parameter(A.to(spec.device, spec.dtype))
-        self.B = nn.Parameter(B.to(spec.device, spec.dtype))
+            A, B = uniform((r, n), 1 / math.sqrt(n), site, generator), torch.zeros(m, r)
+        self.A = nn.Parameter(A.to(site.device, site.dtype))
+        self.B = nn.Parameter(B.to(site.device, site.dtype))
 
-    def delta(self) -> Tensor:
-        """s B A, shape (m, n)."""
-        return self.scale * (self.B @ self.A)
-
-    def merged(self, base: nn.Module) -> dict[str, Tensor]:
-        return factored.merged(base, self.spec, self.A, self.B, self.scale)
-
-    def forward(self, base: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        return factored.apply(
-            base, self.spec, self.A, self.B, self.scale, self.dropout, self.training, args, kwargs
-        )
-
-    def extra_repr(self) -> str:
-        return f"rank={self.A.shape[0]}, scale={self.scale:g}"
+    def factors(self) -> tuple[Tensor, Tensor]:
+        return self.B, self.A

@@ -15,19 +15,19 @@ def report(adapted: Any) -> pd.DataFrame:
     its adapter.
     """
     rows = []
-    for name, site in adapted.sites.items():
-        spec = site.spec
-        trained = sum(p.numel() for p in site.layer.adapter.parameters())
+    for name, placed in adapted.sites.items():
+        site = placed.site
+        trained = sum(p.numel() for p in placed.layer.adapter.parameters())
         row = {
             "layer": name,
-            "kind": spec.kind,
-            "rows": spec.rows,
-            "cols": spec.cols,
-            "weight": spec.rows * spec.cols,
+            "kind": site.kind,
+            "rows": site.rows,
+            "cols": site.cols,
+            "weight": site.rows * site.cols,
             "trained": trained,
-            "share": trained / (spec.rows * spec.cols),
+            "share": trained / (site.rows * site.cols),
         }
-        facts = getattr(site.layer.adapter, "facts", None)
+        facts = getattr(placed.layer.adapter, "facts", None)
         rows.append(row | (facts() if facts is not None else {}))
     return pd.DataFrame(rows)
 
@@ -47,7 +47,7 @@ def costs(adapted: Any) -> dict[str, int]:
     trained = sum(p.numel() for p in parameters)
     # a layer that lost its whole rank (AdaLoRA after compact()) stays as it was
     changed = sum(
-        s.spec.rows * s.spec.cols
+        s.site.rows * s.site.cols
         for s in adapted.sites.values()
         if any(p.numel() for p in s.layer.adapter.parameters())
     )

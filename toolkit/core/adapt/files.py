@@ -43,7 +43,7 @@ def save(adapted: Any, path: Any, resume: bool = False) -> None:
         "hyperparameters": dataclasses.asdict(adapted.method),
         "train": list(adapted.extra),
         "layers": {
-            name: {"kind": s.spec.kind, "shape": list(s.spec.shape), "parameter": s.spec.parameter}
+            name: {"kind": s.site.kind, "shape": list(s.site.shape), "parameter": s.site.parameter}
             for name, s in adapted.sites.items()
         },
     }

@@ -98,9 +98,9 @@ def load_peft(model: nn.Module, folder: Any) -> Adapted:
     states, extra = _group(model, folder, tensors, names)
     adapted = adapt(model, method, lambda name, _: name in states, train=extra.__contains__)
     try:
-        for name, site in adapted.sites.items():
-            state = {ours: _from_peft(states[name][ours], ours, site) for ours in states[name]}
-            fill(site.layer.adapter, state, f"{folder}: layer {name!r}")
+        for name, placed in adapted.sites.items():
+            state = {ours: _from_peft(states[name][ours], ours, placed) for ours in states[name]}
+            fill(placed.layer.adapter, state, f"{folder}: layer {name!r}")
         with torch.no_grad():
             for name, value in adapted.extra.items():
                 value.copy_(extra[name])
@@ -203,8 +203,8 @@ def _method_of(folder: Path, kind: Any) -> type:
     raise ValueError(f"{folder}: adapters of type {kind!r} are not in the catalogue{hint}")
 
 
-def _from_peft(value: Tensor, ours: str, site: Placed) -> Tensor:
-    return value.flatten(1) if site.spec.kind == "conv" else value
+def _from_peft(value: Tensor, ours: str, placed: Placed) -> Tensor:
+    return value.flatten(1) if placed.site.kind == "conv" else value
 
 
 def _read_peft(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

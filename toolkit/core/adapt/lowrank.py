@@ -6,6 +6,7 @@ Tests hold the two equal.
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from toolkit.core.adapt.sites import Site
+from toolkit.core.declare.fields import Declared
 
 
 class _LowRankLinear(torch.autograd.Function):
@@ -75,7 +77,7 @@ def _conv1d_type(base: nn.Module) -> type | None:
 
 def apply(
     base: nn.Module,
-    spec: Site,
+    site: Site,
     A: Tensor,
     B: Tensor,
     s: float,
@@ -90,7 +92,7 @@ def apply(
 
     Args:
         base: the frozen layer.
-        spec: its description; the matrix is (m, n).
+        site: its description; the matrix is (m, n).
         A: (r, n) right factor.
         B: (m, r) left factor.
         s: scale of the product.
@@ -99,17 +101,17 @@ def apply(
         args, kwargs: what the layer was called with.
     """
     drop = dropout if training else 0.0
-    if spec.kind == "attention":
+    if site.kind == "attention":
         if drop:
             raise ValueError(
-                f"dropout={dropout} cannot act on attention layer {spec.name!r}, whose weight is "
+                f"dropout={dropout} cannot act on attention layer {site.name!r}, whose weight is "
                 "read as a whole; set dropout=0 or leave the layer out of targets"
             )
-        return functional_call(base, merged(base, spec, A, B, s), args, kwargs)
+        return functional_call(base, merged(base, site, A, B, s), args, kwargs)
     if kwargs or len(args) != 1:
-        raise TypeError(f"layer {spec.name!r} takes one positional input")
+        raise TypeError(f"layer {site.name!r} takes one positional input")
     x = args[0]
-    if spec.kind == "embedding":
+    if site.kind == "embedding":
         rows = F.embedding(x, A.T, padding_idx=base.padding_idx)
         y = base(x)
         return y + s * F.linear(F.dropout(rows, drop), B).to(y.dtype)
@@ -118,10 +120,10 @@ def apply(
     autocast = torch.is_autocast_enabled(device)
     if not autocast and A.dtype != x.dtype:
         A, B = A.to(x.dtype), B.to(x.dtype)
-    if spec.kind == "conv":
-        return base(x) + s * _conv_branch(base, spec, F.dropout(x, drop), A, B)
+    if site.kind == "conv":
+        return base(x) + s * _conv_branch(base, site, F.dropout(x, drop), A, B)
 
-    weight = base.weight if spec.kind == "linear" else base.weight.T
+    weight = base.weight if site.kind == "linear" else base.weight.T
     fused = not (
         drop
         or autocast
@@ -135,20 +137,101 @@ def apply(
     return base(x) + s * F.linear(F.linear(F.dropout(x, drop), A), B)
 
 
-def _conv_branch(base: nn.Module, spec: Site, x: Tensor, A: Tensor, B: Tensor) -> Tensor:
+def _conv_branch(base: nn.Module, site: Site, x: Tensor, A: Tensor, B: Tensor) -> Tensor:
     """A as a convolution with the layer's kernel, B as one of size 1; A is shared by all groups."""
-    r, g = A.shape[0], spec.groups
-    kernel = A.view(r, *spec.shape[1:])
+    r, g = A.shape[0], site.groups
+    kernel = A.view(r, *site.shape[1:])
     if g > 1:
         kernel = kernel.repeat(g, *([1] * (kernel.dim() - 1)))
     u = base._conv_forward(x, kernel, None)
-    point = B.view(spec.rows, r, *([1] * (len(spec.shape) - 2)))
-    convolve = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}[len(spec.shape)]
+    point = B.view(site.rows, r, *([1] * (len(site.shape) - 2)))
+    convolve = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}[len(site.shape)]
     return convolve(u, point, groups=g)
 
 
-def merged(base: nn.Module, spec: Site, A: Tensor, B: Tensor, s: float) -> dict[str, Tensor]:
+def merged(base: nn.Module, site: Site, A: Tensor, B: Tensor, s: float) -> dict[str, Tensor]:
     """The weight W + s B A in the layer's own layout and dtype, computed in the factors' dtype."""
-    weight = getattr(base, spec.parameter)
-    delta = spec.to_weight(s * (B @ A))
-    return {spec.parameter: (weight.to(delta.dtype) + delta).to(weight.dtype)}
+    weight = getattr(base, site.parameter)
+    delta = site.to_weight(s * (B @ A))
+    return {site.parameter: (weight.to(delta.dtype) + delta).to(weight.dtype)}
+
+
+def warn_above(rank: int, site: Site) -> None:
+    """Warn of a rank that a layer's matrix cannot have; published adapters exist with such."""
+    most = min(site.rows, site.cols)
+    if rank > most:
+        warnings.warn(
+            f"rank {rank} is more than layer {site.name!r} can use: its matrix is {site.rows} x "
+            f"{site.cols}, so at most {most}. It is taken as given",
+            stacklevel=4,
+        )
+
+
+class LowRankMethod(Declared):
+    """Base of methods whose difference of an (m, n) matrix is a product of two factors.
+
+    A subclass is a frozen dataclass with the class attribute ``info``, a field ``dropout``, and
+    :meth:`layer`.
+    """
+
+    def layer(self, site: Site, generator: torch.Generator | None) -> LowRankLayer:
+        """The adapter of one layer."""
+        raise NotImplementedError
+
+    @property
+    def start(self) -> int:
+        """Rank of a layer at the start."""
+        return self.rank
+
+    def build(self, site: Site, generator: torch.Generator | None = None) -> LowRankLayer:
+        """:meth:`layer`, with a warning for a rank above what the matrix can have."""
+        warn_above(self.start, site)
+        return self.layer(site, generator)
+
+    def count(self, site: Site) -> int:
+        """r (m + n) numbers for a layer of shape (m, n)."""
+        return self.rank * (site.rows + site.cols)
+
+
+class LowRankLayer(nn.Module):
+    """Base of adapters of one layer whose difference is s L R, L (m, r) and R (r, n).
+
+    A subclass gives :meth:`factors` and ``scale``, and sets up its parameters.
+    """
+
+    scale: float
+
+    def __init__(self, method: Any, site: Site):
+        super().__init__()
+        self.site, self.dropout = site, method.dropout
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """L (m, r) and R (r, n), as they are now."""
+        raise NotImplementedError
+
+    @property
+    def rank(self) -> int:
+        """Columns of L that count."""
+        return self.factors()[0].shape[1]
+
+    def delta(self) -> Tensor:
+        """s L R, shape (m, n)."""
+        left, right = self.factors()
+        return self.scale * (left @ right)
+
+    def merged(self, base: nn.Module) -> dict[str, Tensor]:
+        left, right = self.factors()
+        return merged(base, self.site, right, left, self.scale)
+
+    def forward(self, base: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        left, right = self.factors()
+        return apply(
+            base, self.site, right, left, self.scale, self.dropout, self.training, args, kwargs
+        )
+
+    def facts(self) -> dict[str, int]:
+        """What the report says of this layer."""
+        return {"rank": self.rank}
+
+    def extra_repr(self) -> str:
+        return f"rank={self.rank}, scale={self.scale:g}"

@@ -39,9 +39,9 @@ class Method(Protocol):
 
     info: Info
 
-    def build(self, spec: Site, generator: torch.Generator | None) -> nn.Module: ...
+    def build(self, site: Site, generator: torch.Generator | None) -> nn.Module: ...
 
-    def count(self, spec: Site) -> int:
+    def count(self, site: Site) -> int:
         """Numbers trained for a layer, from the formula and not by counting tensors."""
 
 
@@ -83,7 +83,7 @@ class Placed:
     """One adapted layer and every place in the model that refers to it."""
 
     name: str
-    spec: Site
+    site: Site
     layer: AdaptedLayer
     places: list[tuple[nn.Module, str]]
     tied: bool
@@ -131,7 +131,7 @@ class Adapted:
     @property
     def adapters(self) -> dict[str, nn.Module]:
         """Layer name -> the module the method built for it."""
-        return {name: site.layer.adapter for name, site in self.sites.items()}
+        return {name: placed.layer.adapter for name, placed in self.sites.items()}
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Everything that trains: the adapters' tensors, then the parameters named by ``train``."""
@@ -187,23 +187,23 @@ class Adapted:
             RuntimeError: merged or unloaded already.
         """
         self._need("adapted", "merge")
-        tied = [name for name, site in self.sites.items() if site.tied]
+        tied = [name for name, placed in self.sites.items() if placed.tied]
         if tied:
             warnings.warn(
                 f"layers {tied} share their weight with another part of the model; the merged "
                 "weight is theirs alone, the other part keeps the old one",
                 stacklevel=2,
             )
-        for name, site in self.sites.items():
-            base = site.layer.base
-            for key, value in site.layer.adapter.merged(base).items():
+        for name, placed in self.sites.items():
+            base = placed.layer.base
+            for key, value in placed.layer.adapter.merged(base).items():
                 old = base._parameters[key]
                 if keep_original:
                     self._originals[f"{name}.{key}"] = old
                 base._parameters[key] = nn.Parameter(
                     value, requires_grad=self._before.get(old, False)
                 )
-            site.put(base)
+            placed.put(base)
         self._restore_flags()
         self.state = "merged" if keep_original else "unloaded"
         self._detach()
@@ -216,11 +216,11 @@ class Adapted:
             RuntimeError: not merged, or merged with ``keep_original=False``.
         """
         self._need("merged", "unmerge")
-        for name, site in self.sites.items():
-            for key in list(site.layer.base._parameters):
+        for name, placed in self.sites.items():
+            for key in list(placed.layer.base._parameters):
                 if f"{name}.{key}" in self._originals:
-                    site.layer.base._parameters[key] = self._originals.pop(f"{name}.{key}")
-            site.put(site.layer)
+                    placed.layer.base._parameters[key] = self._originals.pop(f"{name}.{key}")
+            placed.put(placed.layer)
         self.state = "adapted"
         self._freeze()
         return self
@@ -231,8 +231,8 @@ class Adapted:
         Parameters named by ``train`` keep what they learned. After a merge, unmerge first.
         """
         self._need("adapted", "unload")
-        for site in self.sites.values():
-            site.put(site.layer.base)
+        for placed in self.sites.values():
+            placed.put(placed.layer.base)
         self._restore_flags()
         self.state = "unloaded"
         self._detach()
@@ -337,8 +337,8 @@ def adapt(
             "the model is itself the layer to adapt, so it cannot be replaced in place; wrap it, "
             "for example in nn.Sequential(layer)"
         )
-    specs = {name: layers.describe(layer, name) for name, layer in chosen.items()}
-    built = {name: method.build(spec, generator) for name, spec in specs.items()}
+    sites_of = {name: layers.describe(layer, name) for name, layer in chosen.items()}
+    built = {name: method.build(site, generator) for name, site in sites_of.items()}
 
     # All checks are behind us: from here on the model changes.
     before = {p: p.requires_grad for p in model.parameters()}
@@ -350,10 +350,11 @@ def adapt(
                 uses[id(p)] = uses.get(id(p), 0) + 1
     sites = {}
     for name, layer in chosen.items():
-        tied = uses[id(layer._parameters[specs[name].parameter])] > 1
-        site = Placed(name, specs[name], AdaptedLayer(layer, built[name]), places[id(layer)], tied)
-        site.put(site.layer)
-        sites[name] = site
+        tied = uses[id(layer._parameters[sites_of[name].parameter])] > 1
+        adapter = AdaptedLayer(layer, built[name])
+        placed = Placed(name, sites_of[name], adapter, places[id(layer)], tied)
+        placed.put(placed.layer)
+        sites[name] = placed
     adapted = Adapted(model, method, sites, extra, before)
     adapted._freeze()
     return adapted

@@ -60,13 +60,13 @@ def save_peft(adapted: Any, folder: Any) -> None:
     names = getattr(adapted.method, "peft", None)
     if names is None:
         raise TypeError(f"{adapted.method.info.title} has no counterpart in Hugging Face peft")
-    for site in adapted.sites.values():
-        _check_same_meaning(site, names)
+    for placed in adapted.sites.values():
+        _check_same_meaning(placed, names)
     tensors: dict[str, Tensor] = {}
-    for name, site in adapted.sites.items():
-        own = site.layer.adapter.state_dict()
-        for ours, theirs in names.names(site.spec.kind).items():
-            tensors[f"{PREFIX}{name}.{theirs}"] = _to_peft(own[ours], ours, site)
+    for name, placed in adapted.sites.items():
+        own = placed.layer.adapter.state_dict()
+        for ours, theirs in names.names(placed.site.kind).items():
+            tensors[f"{PREFIX}{name}.{theirs}"] = _to_peft(own[ours], ours, placed)
     whole = _whole_modules(adapted)
     for name, value in adapted.extra.items():
         tensors[f"{PREFIX}{name}"] = value.detach()
@@ -82,7 +82,7 @@ def save_peft(adapted: Any, folder: Any) -> None:
         "bias": "none",
         "target_modules": _target_modules(adapted),
         "modules_to_save": whole or None,
-        "fan_in_fan_out": any(s.spec.kind == "hf_conv1d" for s in adapted.sites.values()),
+        "fan_in_fan_out": any(s.site.kind == "hf_conv1d" for s in adapted.sites.values()),
         **names.extra,
         **{theirs: getattr(method, ours) for theirs, ours in names.fields.items()},
         **_rank_pattern(adapted, names),
@@ -114,35 +114,35 @@ def _rank_pattern(adapted: Any, names: PeftNames) -> dict[str, Any]:
     if not names.ranks:
         return {}
     pattern = {}
-    for name, site in adapted.sites.items():
-        kept = getattr(site.layer.adapter, names.ranks).shape[0]
+    for name, placed in adapted.sites.items():
+        kept = getattr(placed.layer.adapter, names.ranks).shape[0]
         if kept < adapted.method.rank:
-            stored = names.names(site.spec.kind)[names.ranks]
+            stored = names.names(placed.site.kind)[names.ranks]
             pattern[f"{name}.{stored}"] = [i < kept for i in range(adapted.method.rank)]
     return {"rank_pattern": pattern or None}
 
 
-def _check_same_meaning(site: Any, names: PeftNames) -> None:
-    spec, base = site.spec, site.layer.base
-    if spec.kind not in names.kinds:
+def _check_same_meaning(placed: Any, names: PeftNames) -> None:
+    site, base = placed.site, placed.layer.base
+    if site.kind not in names.kinds:
         raise TypeError(
-            f"layer {spec.name!r}: peft stores {spec.kind} layers of this method in another form; "
+            f"layer {site.name!r}: peft stores {site.kind} layers of this method in another form; "
             "leave it out of targets to export"
         )
-    dilated = spec.kind == "conv" and any(d != 1 for d in base.dilation)
-    if spec.groups > 1 or dilated:
+    dilated = site.kind == "conv" and any(d != 1 for d in base.dilation)
+    if site.groups > 1 or dilated:
         raise TypeError(
-            f"layer {spec.name!r}: peft's branch for grouped or dilated convolutions is another "
+            f"layer {site.name!r}: peft's branch for grouped or dilated convolutions is another "
             "map; leave it out of targets to export"
         )
 
 
-def _to_peft(value: Tensor, ours: str, site: Any) -> Tensor:
-    spec = site.spec
-    if spec.kind != "conv":
+def _to_peft(value: Tensor, ours: str, placed: Any) -> Tensor:
+    site = placed.site
+    if site.kind != "conv":
         return value
-    ones = [1] * (len(spec.shape) - 2)
-    return value.view(-1, *spec.shape[1:]) if ours == "A" else value.view(*value.shape, *ones)
+    ones = [1] * (len(site.shape) - 2)
+    return value.view(-1, *site.shape[1:]) if ours == "A" else value.view(*value.shape, *ones)
 
 
 def _whole_modules(adapted: Any) -> list[str]:

@@ -132,15 +132,15 @@ def describe(layer: nn.Module, name: str = "") -> Site:
     )
 
 
-def uniform(shape: tuple[int, ...], bound: float, spec: Site, generator) -> Tensor:
+def uniform(shape: tuple[int, ...], bound: float, site: Site, generator) -> Tensor:
     """U(-bound, bound), drawn where the generator lives, so a seed gives one result."""
     where = generator.device if generator is not None else "cpu"
-    draw = torch.empty(shape, dtype=spec.dtype, device=where)
-    return draw.uniform_(-bound, bound, generator=generator).to(spec.device)
+    draw = torch.empty(shape, dtype=site.dtype, device=where)
+    return draw.uniform_(-bound, bound, generator=generator).to(site.device)
 
 
-def normal(shape: tuple[int, ...], std: float, spec: Site, generator) -> Tensor:
+def normal(shape: tuple[int, ...], std: float, site: Site, generator) -> Tensor:
     """N(0, std^2), drawn where the generator lives, so a seed gives one result."""
     where = generator.device if generator is not None else "cpu"
-    draw = torch.empty(shape, dtype=spec.dtype, device=where)
-    return draw.normal_(0.0, std, generator=generator).to(spec.device)
+    draw = torch.empty(shape, dtype=site.dtype, device=where)
+    return draw.normal_(0.0, std, generator=generator).to(site.device)

@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from toolkit.core.adapt import lowrank as factored
+from toolkit.core.adapt.lowrank import warn_above
 from toolkit.core.adapt.model import Adapted
 from toolkit.core.adapt.sites import KINDS, Site, normal
 from toolkit.core.adapt.steps.growth import block_generator, draw_seed
@@ -51,7 +52,6 @@ from toolkit.core.declare.fields import (
 )
 from toolkit.core.declare.info import Info
 from toolkit.lowrank.increlora.increment import IncrementController, increment_score, size_factor
-from toolkit.lowrank.lora import check_rank
 
 
 @dataclass(frozen=True)
@@ -165,18 +165,18 @@ class IncreLoRA(Declared):
         """s of a layer of that rank."""
         return self.alpha / ((rank if self.rescale else self.target_rank) + 1e-5)
 
-    def build(self, spec: Site, generator: torch.Generator | None = None) -> IncreLoRALayer:
-        check_rank(self.rank, spec)
-        return IncreLoRALayer(self, spec, generator)
+    def build(self, site: Site, generator: torch.Generator | None = None) -> IncreLoRALayer:
+        warn_above(self.rank, site)
+        return IncreLoRALayer(self, site, generator)
 
-    def count(self, spec: Site) -> int:
+    def count(self, site: Site) -> int:
         """r0 (m + n + 1) + c (m + n) numbers at the start, for a layer of shape (m, n).
 
         The reserve counts only under advance learning, and is narrower where r0 + c would pass
         min(m, n).
         """
-        spare = min(self.growth, min(spec.rows, spec.cols) - self.rank) if self.advance else 0
-        return (self.rank + spare) * (spec.rows + spec.cols) + self.rank
+        spare = min(self.growth, min(site.rows, site.cols) - self.rank) if self.advance else 0
+        return (self.rank + spare) * (site.rows + site.cols) + self.rank
 
     def controller(
         self, adapted: Adapted, optimizer: torch.optim.Optimizer, total_steps: int | None, **options
@@ -196,23 +196,23 @@ class IncreLoRALayer(nn.Module):
     scored since the last step).
     """
 
-    def __init__(self, method: IncreLoRA, spec: Site, generator: torch.Generator | None):
+    def __init__(self, method: IncreLoRA, site: Site, generator: torch.Generator | None):
         super().__init__()
-        self.method, self.spec, self.dropout = method, spec, method.dropout
-        self.limit = min(spec.rows, spec.cols)
+        self.method, self.site, self.dropout = method, site, method.dropout
+        self.limit = min(site.rows, site.cols)
         self.frozen = method.reserve if method.advance else 0.0
         self.width = self.released = 0
         self.listening, self.score = False, None
         r = method.rank
         A, B = (
-            normal((r, spec.cols), 0.02, spec, generator),
-            normal((spec.rows, r), 0.02, spec, generator),
+            normal((r, site.cols), 0.02, site, generator),
+            normal((site.rows, r), 0.02, site, generator),
         )
         self._add_block(A, B, True)
         self.rank = 0
-        self._release(torch.zeros(r, 1, dtype=spec.dtype, device=spec.device))
+        self._release(torch.zeros(r, 1, dtype=site.dtype, device=site.device))
         self.register_buffer("reserve", A.new_zeros(0, 1))
-        self.register_buffer("seed", draw_seed(generator, spec.device))
+        self.register_buffer("seed", draw_seed(generator, site.device))
         self._refill(None)
 
     # -- blocks -----------------------------------------------------------------------------------
@@ -234,21 +234,21 @@ class IncreLoRALayer(nn.Module):
 
     def _refill(self, draws: tuple[Tensor, Tensor] | None) -> dict[str, nn.Parameter]:
         """Bring the reserve to its width again; returns the tensors that train from now on."""
-        spec, method = self.spec, self.method
+        site, method = self.site, self.method
         wide = min(method.growth, self.limit - self.rank) - len(self.reserve)
         if wide < 1:
             return {}
         if draws is None:
             source = block_generator(self.seed, self.width)
-            A = normal((wide, spec.cols), 0.02, spec, source)
-            B = normal((spec.rows, wide), 0.02, spec, source)
+            A = normal((wide, site.cols), 0.02, site, source)
+            B = normal((site.rows, wide), 0.02, site, source)
         else:
             A, B = (t.clone() for t in draws)
         A, B = A.to(self.A0), B.to(self.A0)  # the model may have moved since it was adapted
-        if A.shape != (wide, spec.cols) or B.shape != (spec.rows, wide):
+        if A.shape != (wide, site.cols) or B.shape != (site.rows, wide):
             raise ValueError(
-                f"draws of layer {spec.name!r} have shapes {tuple(A.shape)} and {tuple(B.shape)}, "
-                f"the new block needs {(wide, spec.cols)} and {(spec.rows, wide)}"
+                f"draws of layer {site.name!r} have shapes {tuple(A.shape)} and {tuple(B.shape)}, "
+                f"the new block needs {(wide, site.cols)} and {(site.rows, wide)}"
             )
         i = self.width
         self._add_block(A, B, method.advance)
@@ -315,16 +315,16 @@ class IncreLoRALayer(nn.Module):
         delta = self.delta()
         if self._listens(delta):
             self._hear_delta(delta)
-        weight = getattr(base, self.spec.parameter)
-        change = self.spec.to_weight(delta)
-        return {self.spec.parameter: (weight.to(change.dtype) + change).to(weight.dtype)}
+        weight = getattr(base, self.site.parameter)
+        change = self.site.to_weight(delta)
+        return {self.site.parameter: (weight.to(change.dtype) + change).to(weight.dtype)}
 
     def forward(self, base: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if self.spec.kind == "attention" and not (self.dropout and self.training):
+        if self.site.kind == "attention" and not (self.dropout and self.training):
             return functional_call(base, self.merged(base), args, kwargs)
         B, A = self.factors()
         y = factored.apply(
-            base, self.spec, A, B, self.scale, self.dropout, self.training, args, kwargs
+            base, self.site, A, B, self.scale, self.dropout, self.training, args, kwargs
         )
         if self._listens(y):
             self._hear_output(y, args[0], base, A, B)
@@ -346,7 +346,7 @@ class IncreLoRALayer(nn.Module):
 
         def hook(g: Tensor | None) -> None:
             if g is not None:
-                self._hear(increment_score(base, self.spec, left, right, x, g.detach()))
+                self._hear(increment_score(base, self.site, left, right, x, g.detach()))
 
         y.register_hook(hook)
 
@@ -361,7 +361,7 @@ class IncreLoRALayer(nn.Module):
         delta.register_hook(hook)
 
     def _hear(self, summed: Tensor) -> None:
-        now = summed / size_factor(self.spec, self.method.normalise)
+        now = summed / size_factor(self.site, self.method.normalise)
         self.score = now if self.score is None else self.score + now
 
     # -- life on disk and in copies ---------------------------------------------------------------
@@ -377,7 +377,7 @@ class IncreLoRALayer(nn.Module):
     @torch.no_grad()
     def resize(self, state: dict[str, Tensor]) -> None:
         """Take on the blocks of saved tensors; what makes no sense is left to the loader."""
-        m, n = self.spec.rows, self.spec.cols
+        m, n = self.site.rows, self.site.cols
         wide = _numbered(state, "A"), _numbered(state, "B"), _numbered(state, "E")
         widths = [len(t) for t in wide[0]]
         ranks, kept = [len(t) for t in wide[2]], state.get("reserve")
@@ -391,7 +391,7 @@ class IncreLoRALayer(nn.Module):
         )
         if not right:
             return
-        where = {"device": self.spec.device, "dtype": self.spec.dtype}
+        where = {"device": self.site.device, "dtype": self.site.dtype}
         blocks = [(t.to(**where), u.to(**where)) for t, u in zip(wide[0], wide[1], strict=True)]
         self._rebuild(blocks, [t.to(**where) for t in wide[2]], kept.to(**where))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,24 +21,24 @@ from toolkit.core.adapt.steps.growth import (
 )
 
 
-def size_factor(spec: Site, normalise: str) -> float:
+def size_factor(site: Site, normalise: str) -> float:
     """What the sum over a matrix is divided by: mn ("mean") or its root ("sqrt")."""
-    entries = spec.rows * spec.cols
+    entries = site.rows * site.cols
     return float(entries) if normalise == "mean" else math.sqrt(entries)
 
 
-def weight_gradient(base: nn.Module, spec: Site, x: Tensor, g: Tensor) -> Tensor:
+def weight_gradient(base: nn.Module, site: Site, x: Tensor, g: Tensor) -> Tensor:
     """Gradient of the loss for the (m, n) matrix of a layer, from its input and output gradient.
 
     Args:
-        base, spec: a linear, Conv1D or convolution layer.
+        base, site: a linear, Conv1D or convolution layer.
         x: its input; features last for linear layers, channels first for convolutions.
         g: gradient at its output.
     """
     x = x.to(g.dtype)
-    if spec.kind != "conv":
-        return g.reshape(-1, spec.rows).T @ x.reshape(-1, spec.cols)
-    dims = len(spec.shape) - 2
+    if site.kind != "conv":
+        return g.reshape(-1, site.rows).T @ x.reshape(-1, site.cols)
+    dims = len(site.shape) - 2
     if x.dim() == dims + 1:
         x, g = x.unsqueeze(0), g.unsqueeze(0)
     # padded by hand, so that every padding mode and "same" are one case
@@ -49,14 +49,14 @@ def weight_gradient(base: nn.Module, spec: Site, x: Tensor, g: Tensor) -> Tensor
         torch.nn.grad.conv2d_weight,
         torch.nn.grad.conv3d_weight,
     )[dims - 1]
-    return spec.to_matrix(
-        gradient(x, spec.shape, g, base.stride, 0, base.dilation, spec.groups).contiguous()
+    return site.to_matrix(
+        gradient(x, site.shape, g, base.stride, 0, base.dilation, site.groups).contiguous()
     )
 
 
 @torch.no_grad()
 def increment_score(
-    base: nn.Module, spec: Site, left: Tensor, right: Tensor, x: Tensor, g: Tensor
+    base: nn.Module, site: Site, left: Tensor, right: Tensor, x: Tensor, g: Tensor
 ) -> Tensor:
     r""":math:`\sum|\Delta W\odot G|` of one layer, a scalar; G is formed and dropped here.
 
@@ -64,15 +64,15 @@ def increment_score(
         left, right: (m, r) and (r, n) with :math:`\Delta W` their product.
         x, g: the layer's input and the gradient at its output.
     """
-    if spec.kind == "embedding":
+    if site.kind == "embedding":
         # only the entries that were looked up have a gradient
         seen, where = torch.unique(x, return_inverse=True)
-        G = torch.zeros(len(seen), spec.rows, dtype=g.dtype, device=g.device)
-        G.index_add_(0, where.flatten(), g.reshape(-1, spec.rows))
+        G = torch.zeros(len(seen), site.rows, dtype=g.dtype, device=g.device)
+        G.index_add_(0, where.flatten(), g.reshape(-1, site.rows))
         if base.padding_idx is not None:
             G.masked_fill_((seen == base.padding_idx)[:, None], 0.0)
         return ((left @ right[:, seen]).T * G).abs_().sum()
-    G = weight_gradient(base, spec, x, g).to(left.dtype)
+    G = weight_gradient(base, site, x, g).to(left.dtype)
     return G.mul_(left @ right).abs_().sum()
 
 
@@ -151,19 +151,10 @@ class IncrementController(GrowthController):
             if not open_:
                 layer.retire()
 
-    @property
-    def remove(self) -> Callable[[], None]:
-        """Takes the hooks off the optimizer, and stops the layers from scoring for nobody."""
-        return self._remove
-
-    @remove.setter
-    def remove(self, unhook: Callable[[], None]) -> None:
-        def both() -> None:
-            unhook()
-            for layer in self.layers:
-                layer.listening, layer.score = False, None
-
-        self._remove = both
+    def released(self) -> None:
+        """Stop the layers from scoring for nobody."""
+        for layer in self.layers:
+            layer.listening, layer.score = False, None
 
     def _near(self) -> bool:
         """Whether the coming step is one of the last ``window`` up to a look."""

@@ -41,12 +41,13 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from toolkit.core.adapt import lowrank as factored
+from toolkit.core.adapt.lowrank import warn_above
 from toolkit.core.adapt.model import Adapted
 from toolkit.core.adapt.peft import PeftNames
 from toolkit.core.adapt.sites import KINDS, Site
 from toolkit.core.declare.fields import Alpha, BelowOne, Declared, Interval, Range, Rank, Weight
 from toolkit.core.declare.info import Info
-from toolkit.lowrank.lora import LoRA, LoRALayer, check_rank
+from toolkit.lowrank.lora import LoRA, LoRALayer
 from toolkit.lowrank.lora_ggpo.momentum_control import MomentumController
 from toolkit.lowrank.lora_ggpo.noise import NOISES
 from toolkit.lowrank.lora_ggpo.noise_control import NoiseController
@@ -156,13 +157,13 @@ class LoRAGGPO(Declared):
         along = self.variant == "mgpo" if self.sign == "source" else self.sign == "ascent"
         return 1 if along else -1
 
-    def build(self, spec: Site, generator: torch.Generator | None = None) -> LoRAGGPOLayer:
-        check_rank(self.rank, spec)
-        return LoRAGGPOLayer(self, spec, generator)
+    def build(self, site: Site, generator: torch.Generator | None = None) -> LoRAGGPOLayer:
+        warn_above(self.rank, site)
+        return LoRAGGPOLayer(self, site, generator)
 
-    def count(self, spec: Site) -> int:
+    def count(self, site: Site) -> int:
         """r (m + n) numbers for a layer of shape (m, n)."""
-        return self.rank * (spec.rows + spec.cols)
+        return self.rank * (site.rows + site.cols)
 
     def controller(
         self, adapted: Adapted, optimizer: torch.optim.Optimizer, total_steps: int | None, **options
@@ -174,8 +175,8 @@ class LoRAGGPO(Declared):
 class LoRAGGPOLayer(LoRALayer):
     """The factors of one layer, as LoRA's, and the :class:`Cover` that may lie over it."""
 
-    def __init__(self, method: LoRAGGPO, spec: Site, generator: torch.Generator | None):
-        super().__init__(method, spec, generator)
+    def __init__(self, method: LoRAGGPO, site: Site, generator: torch.Generator | None):
+        super().__init__(method, site, generator)
         self.cover = Cover()
 
     def perturbed(self) -> bool:
@@ -195,20 +196,20 @@ class LoRAGGPOLayer(LoRALayer):
         A, B = self._factors()
 
         def new(layer: nn.Module) -> dict[str, Tensor]:
-            return factored.merged(layer, self.spec, A, B, self.scale)
+            return factored.merged(layer, self.site, A, B, self.scale)
 
-        return self.cover.call(base, self.spec.parameter, new)
+        return self.cover.call(base, self.site.parameter, new)
 
     def forward(self, base: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if not self.perturbed():
             return super().forward(base, *args, **kwargs)
-        if self.spec.kind == "attention" and not self.dropout:
+        if self.site.kind == "attention" and not self.dropout:
             return functional_call(base, self.merged(base), args, kwargs)
         A, B = self._factors()
 
         def output(layer: nn.Module) -> Any:
             return factored.apply(
-                layer, self.spec, A, B, self.scale, self.dropout, True, args, kwargs
+                layer, self.site, A, B, self.scale, self.dropout, True, args, kwargs
             )
 
-        return self.cover.call(base, self.spec.parameter, output)
+        return self.cover.call(base, self.site.parameter, output)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from toolkit.core.adapt.steps.controller import Controller
 from toolkit.lowrank.lora_ggpo.noise import gradient_row_squares
 
 
@@ -22,7 +23,7 @@ class Group:
     scale: float
 
 
-class GroupedController:
+class GroupedController(Controller):
     """Common to both: layers in groups of one shape, gradients read with care.
 
     Args:
@@ -36,33 +37,23 @@ class GroupedController:
     def __init__(self, method: Any, adapted: Any, optimizer: torch.optim.Optimizer):
         self.method, self.optimizer = method, optimizer
         self.names = list(adapted.sites)
-        self.specs = [site.spec for site in adapted.sites.values()]
-        self.bases = [site.layer.base for site in adapted.sites.values()]
-        self.layers = [site.layer.adapter for site in adapted.sites.values()]
+        self.sites_of = [placed.site for placed in adapted.sites.values()]
+        self.bases = [placed.layer.base for placed in adapted.sites.values()]
+        self.layers = [placed.layer.adapter for placed in adapted.sites.values()]
         found: dict[Any, list[int]] = {}
         for i, layer in enumerate(self.layers):
             key = (layer.A.shape, layer.B.shape, layer.A.dtype, layer.A.device, layer.scale)
             found.setdefault(key, []).append(i)
         self.groups = [
-            Group(m, self.specs[m[0]].rows, self.specs[m[0]].cols, self.layers[m[0]].scale)
+            Group(m, self.sites_of[m[0]].rows, self.sites_of[m[0]].cols, self.layers[m[0]].scale)
             for m in found.values()
         ]
         self.step = 0
-        self._remove: Callable[[], None] = lambda: None
 
-    @property
-    def remove(self) -> Callable[[], None]:
-        """Takes off the hooks, and what lies over the layers."""
-        return self._remove
-
-    @remove.setter
-    def remove(self, handles: Callable[[], None]) -> None:
-        def both() -> None:
-            handles()
-            for layer in self.layers:
-                layer.cover.clear()
-
-        self._remove = both
+    def released(self) -> None:
+        """Take off what lies over the layers."""
+        for layer in self.layers:
+            layer.cover.clear()
 
     def tensors(self) -> list[nn.Parameter]:
         """Every A, then every B."""

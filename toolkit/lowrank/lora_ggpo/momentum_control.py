@@ -118,19 +118,19 @@ class MomentumController(GroupedController):
             if self.method.variant == "mgpo":
                 layer.cover.shift = (self.shifts[i], self.shifts[half + i])
             else:
-                parameter = self.specs[i].parameter
+                parameter = self.sites_of[i].parameter
                 keep = self.method.keep_noise
                 layer.cover.lay(self.bases[i], parameter, self._maker(i), keep)
 
     def _maker(self, i: int) -> Callable[[], Tensor]:
-        spec, base, layer, half = self.specs[i], self.bases[i], self.layers[i], len(self.layers)
+        site, base, layer, half = self.sites_of[i], self.bases[i], self.layers[i], len(self.layers)
 
         @torch.no_grad()
         def make(out: Tensor | None = None) -> Tensor:
-            weight = base._parameters[spec.parameter]
+            weight = base._parameters[site.parameter]
             left = torch.cat([self.shifts[half + i], layer.B], 1)
             right = torch.cat([layer.A, self.shifts[i]], 0)
-            move = spec.to_weight(layer.scale * (left @ right))
+            move = site.to_weight(layer.scale * (left @ right))
             new = (weight.to(move.dtype) + move).to(weight.dtype)
             return new if out is None else out.copy_(new)
 

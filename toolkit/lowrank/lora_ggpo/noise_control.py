@@ -54,9 +54,9 @@ class NoiseController(GroupedController):
         self._arm()
 
     def _rows(self, i: int) -> Tensor:
-        spec = self.specs[i]
-        matrix = spec.to_matrix(self.bases[i]._parameters[spec.parameter].detach())
-        return torch.linalg.vector_norm(matrix, dim=1, dtype=spec.dtype).square()
+        site = self.sites_of[i]
+        matrix = site.to_matrix(self.bases[i]._parameters[site.parameter].detach())
+        return torch.linalg.vector_norm(matrix, dim=1, dtype=site.dtype).square()
 
     def _refresh(self) -> None:
         """Squared row norms of the weights as they are now."""
@@ -72,8 +72,8 @@ class NoiseController(GroupedController):
 
     def _seen(self, i: int) -> Tensor:
         """W0 A^T, (m, r); in the weight's own dtype, so that no copy of W0 is made."""
-        spec, A = self.specs[i], self.layers[i].A.detach()
-        matrix = spec.to_matrix(self.bases[i]._parameters[spec.parameter].detach())
+        site, A = self.sites_of[i], self.layers[i].A.detach()
+        matrix = site.to_matrix(self.bases[i]._parameters[site.parameter].detach())
         return (matrix @ A.T.to(matrix.dtype)).to(A.dtype)
 
     @torch.no_grad()
@@ -120,43 +120,43 @@ class NoiseController(GroupedController):
             )
             for i, std in zip(group.members, self.std[k].unbind(), strict=True):
                 make = self._maker(i, std)
-                parameter = self.specs[i].parameter
+                parameter = self.sites_of[i].parameter
                 self.layers[i].cover.lay(self.bases[i], parameter, make, m.keep_noise)
 
     def _maker(self, i: int, std: Tensor) -> Callable[[], Tensor]:
-        spec, base, step, seed = self.specs[i], self.bases[i], self.step, self.seeds[i]
+        site, base, step, seed = self.sites_of[i], self.bases[i], self.step, self.seeds[i]
 
         @torch.no_grad()
         def make(out: Tensor | None = None) -> Tensor:
-            weight = base._parameters[spec.parameter]
-            if spec.kind in ("hf_conv1d", "embedding"):
+            weight = base._parameters[site.parameter]
+            if site.kind in ("hf_conv1d", "embedding"):
                 wide = std[None, :]
             else:
                 wide = std.view(-1, *[1] * (weight.dim() - 1))
-            half = weight.dtype != spec.dtype
-            z = self._normal(spec, step, seed, weight.device, None if half else out)
+            half = weight.dtype != site.dtype
+            z = self._normal(site, step, seed, weight.device, None if half else out)
             torch.addcmul(weight.to(z.dtype), z, wide, out=z)
             return z if not half else z.to(weight.dtype) if out is None else out.copy_(z)
 
         return make
 
     def _normal(
-        self, spec: Any, step: int, seed: int, device: torch.device, out: Tensor | None
+        self, site: Any, step: int, seed: int, device: torch.device, out: Tensor | None
     ) -> Tensor:
         """Standard normal numbers in the layer's own layout."""
         if self.draw is None:
             source = torch.Generator(device).manual_seed(seed)
             z = out
             if z is None:
-                z = torch.empty(spec.shape, dtype=spec.dtype, device=device)
+                z = torch.empty(site.shape, dtype=site.dtype, device=device)
             return z.normal_(generator=source)
-        z = self.draw(step, spec.name, (spec.rows, spec.cols))
-        if z.shape != (spec.rows, spec.cols):
+        z = self.draw(step, site.name, (site.rows, site.cols))
+        if z.shape != (site.rows, site.cols):
             raise ValueError(
-                f"draw gave shape {tuple(z.shape)} for layer {spec.name!r}, whose matrix is "
-                f"{spec.rows} x {spec.cols}"
+                f"draw gave shape {tuple(z.shape)} for layer {site.name!r}, whose matrix is "
+                f"{site.rows} x {site.cols}"
             )
-        z = spec.to_weight(z.to(device, spec.dtype))
+        z = site.to_weight(z.to(device, site.dtype))
         return z.contiguous().clone() if out is None else out.copy_(z)
 
     def state(self) -> dict[str, Tensor]:

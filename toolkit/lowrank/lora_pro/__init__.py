@@ -25,12 +25,13 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 
+from toolkit.core.adapt.lowrank import warn_above
 from toolkit.core.adapt.model import Adapted
 from toolkit.core.adapt.peft import PeftNames
 from toolkit.core.adapt.sites import KINDS, Site
 from toolkit.core.declare.fields import Alpha, BelowOne, Declared, Range, Rank, Share
 from toolkit.core.declare.info import Info
-from toolkit.lowrank.lora import LoRA, LoRALayer, check_rank
+from toolkit.lowrank.lora import LoRA, LoRALayer
 from toolkit.lowrank.lora_pro.adjustment import Adjustment
 from toolkit.lowrank.lora_pro.inner_adam import AdamAdjustment
 
@@ -119,13 +120,13 @@ class LoRAPro(Declared):
         """s, the factor of BA."""
         return self.alpha / (math.sqrt(self.rank) if self.rank_stabilised else self.rank)
 
-    def build(self, spec: Site, generator: torch.Generator | None = None) -> LoRALayer:
-        check_rank(self.rank, spec)
-        return LoRALayer(self, spec, generator)
+    def build(self, site: Site, generator: torch.Generator | None = None) -> LoRALayer:
+        warn_above(self.rank, site)
+        return LoRALayer(self, site, generator)
 
-    def count(self, spec: Site) -> int:
+    def count(self, site: Site) -> int:
         """r (m + n) numbers for a layer of shape (m, n)."""
-        return self.rank * (spec.rows + spec.cols)
+        return self.rank * (site.rows + site.cols)
 
     def controller(
         self,

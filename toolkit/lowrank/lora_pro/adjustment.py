@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from toolkit.core.adapt.steps.controller import Controller
 from toolkit.lowrank.lora_pro.projection import Frame
 
 
@@ -42,7 +43,7 @@ class Group:
         return [i for i, a in enumerate(self.A) if a.grad is not None]
 
 
-class Adjustment:
+class Adjustment(Controller):
     """Around each step: the gradients of A and B give way to the adjusted pair.
 
     The optimizer sees the adjusted pair in ``p.grad``; after the step the raw gradients stand

@@ -35,6 +35,7 @@ import torch
 from torch import Tensor, nn
 
 from toolkit.core.adapt import lowrank as factored
+from toolkit.core.adapt.lowrank import warn_above
 from toolkit.core.adapt.model import Adapted
 from toolkit.core.adapt.sites import KINDS, Site, normal
 from toolkit.core.adapt.steps.growth import block_generator, draw_seed
@@ -50,7 +51,6 @@ from toolkit.core.declare.fields import (
     Weight,
 )
 from toolkit.core.declare.info import Info
-from toolkit.lowrank.lora import check_rank
 from toolkit.lowrank.triadaptlora.triangular import TriangularController, assemble, positions
 
 INITS = ("zero_core", "identity", "gaussian")
@@ -152,13 +152,13 @@ class TriAdaptLoRA(Declared):
         """c, the ranks that a layer gains at once."""
         return max(1, self.target_rank // 2) if self.block is None else self.block
 
-    def build(self, spec: Site, generator: torch.Generator | None = None) -> TriAdaptLoRALayer:
-        check_rank(self.init_rank, spec, "init_rank")
-        return TriAdaptLoRALayer(self, spec, generator)
+    def build(self, site: Site, generator: torch.Generator | None = None) -> TriAdaptLoRALayer:
+        warn_above(self.init_rank, site)
+        return TriAdaptLoRALayer(self, site, generator)
 
-    def count(self, spec: Site) -> int:
+    def count(self, site: Site) -> int:
         """r (m + n) + 2 r^2 numbers at the start, r = ``init_rank``, for a layer (m, n)."""
-        return self.init_rank * (spec.rows + spec.cols + 2 * self.init_rank)
+        return self.init_rank * (site.rows + site.cols + 2 * self.init_rank)
 
     def controller(
         self, adapted: Adapted, optimizer: torch.optim.Optimizer, total_steps: int | None, **options
@@ -179,13 +179,13 @@ class TriAdaptLoRALayer(nn.Module):
     twice the rate of the others.
     """
 
-    def __init__(self, method: TriAdaptLoRA, spec: Site, generator: torch.Generator | None):
+    def __init__(self, method: TriAdaptLoRA, site: Site, generator: torch.Generator | None):
         super().__init__()
-        self.spec, self.dropout, self.init = spec, method.dropout, method.init
+        self.site, self.dropout, self.init = site, method.dropout, method.init
         self.alpha, self.rescale, self.divisor = method.alpha, method.rescale, method.target_rank
         self.widths: list[int] = []
-        self.limit = min(spec.rows, spec.cols)
-        self.register_buffer("seed", draw_seed(generator, spec.device))
+        self.limit = min(site.rows, site.cols)
+        self.register_buffer("seed", draw_seed(generator, site.device))
         self.grow(method.init_rank)
 
     @property
@@ -219,13 +219,13 @@ class TriAdaptLoRALayer(nn.Module):
 
     def merged(self, base: nn.Module) -> dict[str, Tensor]:
         A, B = self.factors()
-        return factored.merged(base, self.spec, self.core() @ A, B, self.scale)
+        return factored.merged(base, self.site, self.core() @ A, B, self.scale)
 
     def forward(self, base: nn.Module, *args: Any, **kwargs: Any) -> Any:
         A, B = self.factors()
         return factored.apply(
             base,
-            self.spec,
+            self.site,
             self.core() @ A,
             B,
             self.scale,
@@ -256,11 +256,11 @@ class TriAdaptLoRALayer(nn.Module):
             len(self.widths),
             amount,
             self.rank + amount,
-            (self.spec.rows, self.spec.cols),
+            (self.site.rows, self.site.cols),
         )
         if c < 1 or rho > self.limit:
             raise ValueError(
-                f"layer {self.spec.name!r} cannot grow by {c}: its matrix is {m} x {n} and its "
+                f"layer {self.site.name!r} cannot grow by {c}: its matrix is {m} x {n} and its "
                 f"rank {self.rank}; grow by 1 to {self.limit - self.rank}"
             )
         shapes = {"A": (c, n), "B": (m, c), "L": (c, rho), "U": (rho, c)}
@@ -268,7 +268,7 @@ class TriAdaptLoRALayer(nn.Module):
         wrong = [k for k, shape in shapes.items() if tuple(blocks[k].shape) != shape]
         if wrong:
             raise ValueError(f"draws[{wrong[0]!r}] must have shape {shapes[wrong[0]]}")
-        like = self.A0 if i else torch.empty(0, dtype=self.spec.dtype, device=self.spec.device)
+        like = self.A0 if i else torch.empty(0, dtype=self.site.dtype, device=self.site.device)
         new = {}
         for letter in shapes:
             new[f"{letter}{i}"] = nn.Parameter(blocks[letter].to(like, copy=True))
@@ -287,7 +287,7 @@ class TriAdaptLoRALayer(nn.Module):
         blocks = {}
         for letter, shape in shapes.items():
             if letter in random:
-                blocks[letter] = normal(shape, 0.02, self.spec, generator)
+                blocks[letter] = normal(shape, 0.02, self.site, generator)
             elif letter in "LU" and self.init == "identity":
                 # ones from the block's first corner on, as in the file: off C's diagonal later
                 blocks[letter] = torch.eye(*shape)
@@ -313,7 +313,7 @@ class TriAdaptLoRALayer(nn.Module):
             widths.append(len(saved))
         if not widths or widths == self.widths:
             return
-        m, n = self.spec.rows, self.spec.cols
+        m, n = self.site.rows, self.site.cols
         for name in list(self._parameters):
             if int(name[1:]) >= len(widths):
                 delattr(self, name)

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from toolkit.core.adapt.steps.controller import Controller
+
 Scorer = Callable[["BudgetController"], Sequence[Tensor]]
 
 
@@ -75,7 +77,7 @@ def orthogonality_gradients(
     return result
 
 
-class BudgetController:
+class BudgetController(Controller):
     """Around each step: penalty before; scores, schedule and pruning after.
 
     Attributes: ``step`` (steps done), ``budget`` (triplets allowed now), ``sensitivity`` and
@@ -137,7 +139,7 @@ class BudgetController:
         grads = [t.grad for t in self.tensors if t.grad is not None]
         if not grads:
             raise RuntimeError(
-                "optimizer.step() was called before any backward pass: Any reads gradients to "
+                "optimizer.step() was called before any backward pass: AdaLoRA reads gradients to "
                 "score its triplets. Call loss.backward() first, and zero_grad() only after step()"
             )
         if self.allocating:

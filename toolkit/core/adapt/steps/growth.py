@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from toolkit.core.adapt.steps.controller import Controller
 from toolkit.core.adapt.steps.growth_groups import GrowthGroups, name_all
 
 Scorer = Callable[["GrowthController"], Sequence[float] | Tensor]
@@ -95,7 +96,7 @@ def average_over_ranks(tensors: Sequence[Tensor]) -> None:
             t.copy_(mean.view_as(t))
 
 
-class GrowthController:
+class GrowthController(Controller):
     """Around each step of a method that grows: checks, learning rates, history, growth.
 
     A method subclasses it and calls :meth:`grow` where its rule says so.
@@ -137,7 +138,7 @@ class GrowthController:
         weight_decay: float | None = None,
         scorer: Scorer | None = None,
     ):
-        self.title, self.names = title, list(layers)
+        self.names = list(layers)
         self.layers: list[Any] = list(layers.values())
         self.target, self.scorer = target, scorer
         self.warmup, self.interval, self.growth = warmup, interval, growth

@@ -7,20 +7,12 @@ Because the hooks belong to the optimizer, any training loop works unchanged: a 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-
-class Controller(Protocol):
-    """Acts before and after a step; its state is tensors only, so that it can be saved."""
-
-    def before_step(self) -> None: ...
-    def after_step(self) -> None: ...
-    def state(self) -> dict[str, Tensor]: ...
-    def load(self, state: dict[str, Tensor]) -> None: ...
-    def remove(self) -> None: ...
+from toolkit.core.adapt.steps.controller import Controller
 
 
 def unwrap(optimizer: Any) -> torch.optim.Optimizer:
@@ -70,4 +62,4 @@ def register(optimizer: torch.optim.Optimizer, controller: Controller) -> None:
         for handle in handles:
             handle.remove()
 
-    controller.remove = remove
+    controller.hooked(remove)

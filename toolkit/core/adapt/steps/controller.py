@@ -1,0 +1,97 @@
+"""The base of what a method does around each optimizer step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+
+class Controller:
+    """Acts before and after a step; its state is tensors only, so that it can be saved.
+
+    Attributes:
+        method: the hyperparameters.
+        names, layers: the adapted layers' names and adapters, in one order.
+        step: steps done.
+        exclusive: whether no other controller may share the optimizer, because this one takes
+            over what the optimizer does.
+
+    Args:
+        method: the hyperparameters.
+        layers: layer name -> its adapter.
+        optimizer: what steps.
+    """
+
+    exclusive: ClassVar[bool] = False
+    _unhook: Callable[[], None] = staticmethod(lambda: None)
+
+    def __init__(
+        self,
+        method: Any,
+        layers: Mapping[str, nn.Module],
+        optimizer: torch.optim.Optimizer,
+    ):
+        self.method, self.optimizer = method, optimizer
+        self.names, self.layers = list(layers), list(layers.values())
+        self.step = 0
+
+    @property
+    def title(self) -> str:
+        """The method's name, for messages."""
+        return self.method.info.title
+
+    def named(self) -> dict[str, nn.Parameter]:
+        """Every tensor of the adapters that trains now, by layer and leaf name."""
+        pairs = zip(self.names, self.layers, strict=True)
+        return {f"{n}.{leaf}": p for n, layer in pairs for leaf, p in layer.named_parameters()}
+
+    def before_step(self) -> None:
+        """Called before the optimizer moves anything; what it raises leaves all as it was."""
+
+    def after_step(self) -> None:
+        """Called when the optimizer has moved its tensors."""
+        self.step += 1
+
+    def hooked(self, unhook: Callable[[], None]) -> None:
+        """Told by :func:`~toolkit.core.adapt.steps.hooks.register` how to let the optimizer go."""
+        self._unhook = unhook
+
+    def remove(self) -> None:
+        """Let go of the optimizer, and take off what lies over the layers."""
+        self._unhook()
+        self.released()
+
+    def released(self) -> None:
+        """Called when the optimizer has been let go."""
+
+    def state(self) -> dict[str, Tensor]:
+        """All that the next steps depend on."""
+        return {"step": torch.tensor(self.step)}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Go on from a state.
+
+        Raises:
+            ValueError: it is the state of another method, or of other layers.
+        """
+        self.refuse_foreign(state)
+        self.step = int(state["step"])
+
+    def refuse_foreign(self, state: Mapping[str, Tensor]) -> None:
+        """Raise ValueError unless a saved state has the names and shapes of this one's."""
+        own = self.state()
+        for key in own.keys() | state.keys():
+            ours, theirs = own.get(key), state.get(key)
+            if ours is None or theirs is None or ours.shape != theirs.shape:
+                raise ValueError(
+                    f"the saved schedule does not fit {self.title} on these {len(self.layers)} "
+                    f"layers: {key!r} is {_shape(theirs)} there and {_shape(ours)} here; attach "
+                    "with the method and options of the run that was saved"
+                )
+
+
+def _shape(tensor: Tensor | None) -> str:
+    return "missing" if tensor is None else f"of shape {tuple(tensor.shape)}"
