@@ -23,7 +23,7 @@ import toolkit
 from tests.contracts import refusals, surroundings
 from tests.contracts.rooms import Case
 from toolkit.core.adapt import load as loading
-from toolkit.core.adapt.model import AdaptedLayer
+from toolkit.core.adapt.layer import AdaptedLayer
 from toolkit.core.declare.catalogue import catalogue
 
 DOUBLE = torch.float64

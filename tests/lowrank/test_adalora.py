@@ -574,7 +574,8 @@ def test_a_gradient_that_is_not_finite_at_an_allocation_is_refused_and_changes_n
     step()
     optimizer = torch.optim.SGD(adapted.parameters(), lr=1.0)
     adapted.controller.remove()
-    adapted.resume, adapted.controller = adapted.controller.state(), None
+    adapted.schedule(adapted.method).waiting = adapted.controller.state()
+    adapted.controller = None
     adapted.attach(optimizer, total_steps=20)
     before = [p.detach().clone() for p in adapted.parameters()]
     adapted(torch.ones(2, 5, dtype=torch.float64)).sum().backward()

@@ -634,7 +634,7 @@ def test_a_saved_schedule_of_another_variant_is_refused():
     train(adapted, optimizer, 1)
     state = adapted.controller.state()
     other = adapt(network(), dataclasses.replace(METHOD, variant="mgpo"))
-    other.resume = state
+    other.schedule(other.method).waiting = state
     with pytest.raises(ValueError, match="another variant"):
         other.attach(torch.optim.Adam(other.parameters()))
 

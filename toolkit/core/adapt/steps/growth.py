@@ -319,5 +319,6 @@ class GrowthController(Controller):
                 f"{list(self._ranks())}; load the adapters of the same file with toolkit.load"
             )
         self.groups.load(state, self.named())
+        self._named = self.named()
         self.step = int(state["step"])
         self.history = [(row[0], tuple(row[1:])) for row in rows]
