@@ -12,7 +12,8 @@ from matplotlib.collections import LineCollection, QuadMesh
 from matplotlib.patches import Rectangle
 
 from toolkit.core.show import figures
-from toolkit.diagnose.three_regime.diagram import PhaseDiagram, _outline, _spots
+from toolkit.diagnose.three_regime.diagram import PhaseDiagram
+from toolkit.diagnose.three_regime.heatmap import outline, widest_cells
 
 PAPER = (0.05, 0.06, 0.07, 0.08, 0.1, 0.14, 0.2, 0.4, 0.8)
 
@@ -237,19 +238,19 @@ def test_advice(diagram):
 
 def test_outline_of_known_regimes():
     ax = matplotlib.figure.Figure().subplots()
-    _outline(ax, np.array([["I", "II-B"], ["II-A", "II-B"]]))
+    outline(ax, np.array([["I", "II-B"], ["II-A", "II-B"]]))
     _, soft, _, hard = [c for c in ax.collections if isinstance(c, LineCollection)]
     lines = {tuple(map(tuple, line)) for line in hard.get_segments()}
     assert lines == {((0.5, -0.5), (0.5, 0.5)), ((-0.5, 0.5), (0.5, 0.5))}
     assert [line.tolist() for line in soft.get_segments()] == [[[0.5, 0.5], [0.5, 1.5]]]
     whole = matplotlib.figure.Figure().subplots()
-    _outline(whole, np.array([["I", "I"], ["II-B", "II-B"]]))
+    outline(whole, np.array([["I", "I"], ["II-B", "II-B"]]))
     assert whole.collections[-1].get_segments()[0].tolist() == [[-0.5, 0.5], [1.5, 0.5]]  # one run
 
 
 def test_names_stand_inside_their_regime():
     kinds = np.array([["I", "I", "I", "II-B"], ["I", "I", "I", "II-B"], ["I", "I", "I", "II-B"]])
-    assert _spots(kinds) == [(1, 1), (1, 3)]
+    assert widest_cells(kinds) == [(1, 1), (1, 3)]
 
 
 def test_bad_input():

@@ -17,7 +17,8 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from toolkit.diagnose.three_regime.rule import TINY, checked, depth
+from toolkit.diagnose.three_regime.rule import TINY, depth
+from toolkit.diagnose.three_regime.tables import checked
 
 MOVES = ("rule", "cold", "hot", "opposite", "random", "stay", "oracle")
 
