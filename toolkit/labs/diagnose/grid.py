@@ -14,15 +14,10 @@ from torch import Tensor
 from toolkit.core.lanes import Lane, labels_with_noise, train
 from toolkit.core.lanes.nets import LaneNet, Make, States, take
 from toolkit.core.seeds import generator
-from toolkit.diagnose.three_regime.landscape import (
-    barrier,
-    errors,
-    linear_cka,
-    lmc,
-    losses,
-    path_errors,
-)
+from toolkit.diagnose.three_regime.connectivity import barrier, lmc, path_errors
+from toolkit.diagnose.three_regime.evaluation import errors, losses
 from toolkit.diagnose.three_regime.pruning import magnitude_masks, prunable
+from toolkit.diagnose.three_regime.similarity import linear_cka
 
 HOTTER = {"checkpoint": -1, "schedule": -1, "batch": -1, "lr": 1, "rho": 1}
 """Axes of temperature, and whether a larger value is hotter (1) or colder (-1)."""
