@@ -13,13 +13,10 @@ from matplotlib.text import Text
 from scipy import stats
 
 from toolkit.core.evidence.intervals import interval
-from toolkit.diagnose.longtail_bias.diagnosis import (
-    Diagnosis,
-    cell_table,
-    class_accuracy,
-    group_table,
-)
-from toolkit.diagnose.longtail_bias.prior import adjustment_left, estimate_prior
+from toolkit.diagnose.longtail_bias.accuracy import cell_table, class_accuracy, group_table
+from toolkit.diagnose.longtail_bias.adjustment import adjustment_left
+from toolkit.diagnose.longtail_bias.diagnosis import Diagnosis
+from toolkit.diagnose.longtail_bias.prior import estimate_prior
 from toolkit.diagnose.longtail_bias.tails import longtail_counts
 
 GROUPS = ["Many", "Medium", "Few"]

@@ -21,6 +21,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from toolkit.core.declare.catalogue import Info, hyper, validate
+from toolkit.diagnose.longtail_bias.accuracy import cell_table, group_table
 from toolkit.diagnose.longtail_bias.adaptformer import (
     AdaptFormer,
     CosineHead,
@@ -28,7 +29,9 @@ from toolkit.diagnose.longtail_bias.adaptformer import (
     bottleneck_for,
     class_means,
 )
-from toolkit.diagnose.longtail_bias.diagnosis import Diagnosis, cell_table, group_table
+from toolkit.diagnose.longtail_bias.adjustment import adjustment_left, logit_adjust
+from toolkit.diagnose.longtail_bias.checks import prior_from_counts
+from toolkit.diagnose.longtail_bias.diagnosis import Diagnosis
 from toolkit.diagnose.longtail_bias.ensemble import backdoor_adjust, fit_weights, gla
 from toolkit.diagnose.longtail_bias.losses import (
     BalancedSoftmaxLoss,
@@ -39,14 +42,11 @@ from toolkit.diagnose.longtail_bias.losses import (
     LDAMLoss,
     LogitAdjustedLoss,
     ReweightedLoss,
-    prior_from_counts,
 )
 from toolkit.diagnose.longtail_bias.prior import (
     PriorEstimate,
-    adjustment_left,
     calibrate_temperature,
     estimate_prior,
-    logit_adjust,
 )
 from toolkit.diagnose.longtail_bias.probe import knn_probe, occlusion_map
 from toolkit.diagnose.longtail_bias.tails import (

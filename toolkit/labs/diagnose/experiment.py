@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from toolkit.core.lanes.nets import States, take
 from toolkit.core.seeds import generator
+from toolkit.diagnose.longtail_bias.checks import prior_from_counts
 from toolkit.diagnose.longtail_bias.ensemble import gla
 from toolkit.diagnose.longtail_bias.losses import (
     ClassBalancedLoss,
@@ -24,7 +25,6 @@ from toolkit.diagnose.longtail_bias.losses import (
     LDAMLoss,
     LogitAdjustedLoss,
     ReweightedLoss,
-    prior_from_counts,
 )
 from toolkit.diagnose.longtail_bias.prior import PriorEstimate, estimate_prior
 from toolkit.diagnose.longtail_bias.tails import correlated_order, longtail_counts
