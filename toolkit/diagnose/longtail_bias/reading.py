@@ -4,34 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Protocol
 
-import pandas as pd
-from torch import Tensor
+from toolkit.diagnose.longtail_bias.wording import Diagnosed, classes_of, percent
 
 STILL = 0.5  # share of the training prior from which on it counts as still there
 GONE = 0.15  # share up to which it counts as gone; logits of small scale show less than they hold
 SMALL = 5  # cells of fewer classes are read with care
 LIKE = 0.3  # rank correlations within this are next to nothing
-
-
-class Diagnosed(Protocol):
-    """What words and figures are made of; :class:`Diagnosis` says what each is."""
-
-    accuracy: float
-    micro: float
-    cut: str
-    level: float | None
-    left: float | None
-    rank_correlation: float | None
-    counts: Tensor
-    prior: Tensor | None
-    d_groups: Tensor
-    p_groups: Tensor | None
-    data: pd.DataFrame
-    parameter: pd.DataFrame | None
-    cells: pd.DataFrame | None
-    per_class: pd.DataFrame
 
 
 def reading(d: Diagnosed) -> str:
@@ -47,10 +26,6 @@ def reading(d: Diagnosed) -> str:
     return "\n".join(line for line in [*lines, _left(d), _next(d)] if line)
 
 
-def percent(share: float) -> str:
-    return "none" if math.isnan(share) else f"{100 * share:.1f} %"
-
-
 def _points(share: float) -> str:
     made = f"{100 * share:.1f}"
     return "0.0" if made == "-0.0" else made
@@ -58,10 +33,6 @@ def _points(share: float) -> str:
 
 def _between(ends: Sequence[float]) -> str:
     return f"[{_points(ends[0])}, {_points(ends[1])}]"
-
-
-def classes_of(n: int) -> str:
-    return f"{n} class" if n == 1 else f"{n} classes"
 
 
 def _overall(d: Diagnosed) -> str:

@@ -9,8 +9,8 @@ from typing import Any
 import pandas as pd
 
 from toolkit.core.show import figures
-from toolkit.diagnose.longtail_bias.diagnosis_words import Diagnosed, classes_of, percent
 from toolkit.diagnose.longtail_bias.tails import GROUPS
+from toolkit.diagnose.longtail_bias.wording import Diagnosed, classes_of, percent
 
 TINTS = {"data": "#56B4E9", "parameter": "#E69F00"}  # black numbers are legible on both
 AXES = {"data": "by training count", "parameter": "by model's prior"}
