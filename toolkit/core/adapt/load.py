@@ -81,7 +81,7 @@ def _methods(path: Path, facts: dict[str, Any]) -> dict[Any, Any]:
     wanted: dict[Any, Any] = {}
     for one in facts["methods"]:
         try:
-            cls = entry(one["slug"]).method
+            cls, sites = entry(one["slug"]).method, frozenset(one["sites"])
             if one["class"] != cls.__name__:
                 cls = find_class(one["class"]) or cls
             method = cls(**one["hyperparameters"])
@@ -93,7 +93,7 @@ def _methods(path: Path, facts: dict[str, Any]) -> dict[Any, Any]:
         if is_train(method):
             wanted[frozenset(facts["moved"]).__contains__] = method
         else:
-            wanted[_among(frozenset(one["sites"]))] = method
+            wanted[_among(sites)] = method
     return wanted
 
 
@@ -192,18 +192,17 @@ def _of_the_first_format(
     facts: dict[str, Any], tensors: dict[str, Tensor]
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """A file of the first format, which held one method, as one of today's."""
-    missing = {"method", "hyperparameters", "train", "layers"} - facts.keys()
-    if missing:
-        return {key: facts[key] for key in facts if key not in ("method", "layers")}, tensors
-    slug = facts["method"]
-    found = next((e.class_name for e in catalogue() if e.slug == slug), slug)
-    one = {
-        "slug": slug,
-        "class": found,
-        "hyperparameters": facts["hyperparameters"],
-        "sites": list(facts["layers"]),
-    }
-    new = {"methods": [one], "moved": [], "train": facts["train"], "layers": facts["layers"]}
+    new: dict[str, Any] = {k: facts[k] for k in ("train", "layers") if k in facts}
+    new["moved"] = []
+    if {"method", "hyperparameters", "layers"} <= facts.keys():
+        slug = facts["method"]
+        one = {
+            "slug": slug,
+            "class": next((e.class_name for e in catalogue() if e.slug == slug), slug),
+            "hyperparameters": facts["hyperparameters"],
+            "sites": list(facts["layers"]),
+        }
+        new["methods"] = [one]
     start = "schedule."
     return new, {
         f"{start}0.{k.removeprefix(start)}" if k.startswith(start) else k: v

@@ -71,6 +71,7 @@ def adapt(
     for one, pattern in wanted:
         if is_train(one):
             continue
+        _refuse_carried(model, pattern, one)
         trained = {name for name, module in model.named_modules() if _weight(module) in weights}
         layers = names.select(model, pattern, one.info.kinds, exclude=trained - {""})
         for name, layer in layers.items():
@@ -172,17 +173,35 @@ def _refuse(model: nn.Module, chosen: Mapping[str, tuple[Any, nn.Module]]) -> No
                 f"site {name!r} already carries a method (at {busy[id(layer)]!r}); merge() or "
                 "unload() it first, or leave the site out of targets"
             )
-    inside = list(chosen)
-    for name in inside:
-        for other in inside:
-            nested = name != other and name.startswith(f"{other}.")
-            if nested and "module" not in chosen[other][0].info.kinds:
-                continue  # the projection inside attention: attention reads it
-            if nested and other in chosen and chosen[other][0] is chosen[name][0]:
-                raise ValueError(
-                    f"targets: {name!r} lies inside {other!r}, and both were matched; narrow the "
-                    "pattern"
-                )
+    for name, (one, _) in chosen.items():
+        parent = model.get_submodule(name.rpartition(".")[0])
+        if not one.info.mergeable and isinstance(parent, READERS):
+            raise TypeError(
+                f"layer {name!r} is read by {type(parent).__name__} and not called, so "
+                f"{one.info.title} would not act there; name the whole module in targets"
+            )
+        whole = [n for n, (_, layer) in chosen.items() if sites.kind_of(layer) is None]
+        around = [n for n in whole if name.startswith(f"{n}.")]
+        if around:
+            raise ValueError(
+                f"targets: {name!r} lies inside {around[0]!r}, and both were matched; narrow the "
+                "patterns"
+            )
+
+
+READERS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
+"""Modules of torch that read their children's weights instead of calling them."""
+
+
+def _refuse_carried(model: nn.Module, pattern: Targets, method: Any) -> None:
+    """Raise RuntimeError where a pattern names a site that carries a method already."""
+    chosen = names.predicate(pattern, method.info.kinds)
+    for name, module in model.named_modules():
+        if isinstance(module, AdaptedLayer) and chosen(name, module.base):
+            raise RuntimeError(
+                f"site {name!r} already carries a method; merge() or unload() it first, or leave "
+                "the site out of targets"
+            )
 
 
 def refuse_busy(model: nn.Module) -> None:

@@ -48,7 +48,7 @@ def select(
     """
     exclude = set(exclude)
     modules = {name: module for name, module in model.named_modules() if name not in exclude}
-    chosen = _predicate(targets, kinds)
+    chosen = predicate(targets, kinds)
     hits = {name: module for name, module in modules.items() if chosen(name, module)}
     layers = {name: m for name, m in hits.items() if fits(m, kinds)}
     for pattern in (t for t in _as_list(targets) if isinstance(t, str)):
@@ -77,7 +77,8 @@ def _as_list(targets: Any) -> list[Any]:
     return list(targets)
 
 
-def _predicate(targets: Targets, kinds: tuple[str, ...]) -> Callable[[str, nn.Module], bool]:
+def predicate(targets: Targets, kinds: tuple[str, ...]) -> Callable[[str, nn.Module], bool]:
+    """Whether ``targets`` names a module, as a function of its name and the module."""
     if targets is None:
         usual = tuple(k for k in DEFAULT_KINDS if k in kinds) or kinds
         if "module" in usual:

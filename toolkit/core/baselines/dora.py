@@ -17,6 +17,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from toolkit.core.adapt.lowrank import warn_above
 from toolkit.core.adapt.sites import Site, uniform
 from toolkit.core.adapt.weight import WeightLayer
 from toolkit.core.declare.fields import Alpha, Declared, Like, Rank
@@ -56,6 +57,7 @@ class DoRA(Declared):
     )
 
     def build(self, site: Site, generator: torch.Generator | None = None) -> DoRALayer:
+        warn_above(self.rank, site)
         return DoRALayer(self, site, generator)
 
     def count(self, site: Site) -> int:

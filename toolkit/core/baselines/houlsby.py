@@ -52,7 +52,7 @@ class Houlsby(Declared):
         inference="two small products per layer",
         colour="#6F9E6F",
         mergeable=False,
-        kinds=("linear", "hf_conv1d", "attention", "module"),
+        kinds=("linear", "hf_conv1d", "module"),
     )
 
     def build(self, site: Site, generator: torch.Generator | None = None) -> Bottleneck:

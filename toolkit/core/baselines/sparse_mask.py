@@ -50,6 +50,8 @@ class SparseMask(Declared):
         kinds=("linear", "hf_conv1d", "conv", "embedding", "attention"),
     )
 
+    tiny: ClassVar[dict[str, float]] = {"share": 0.5}
+
     @property
     def scores(self) -> str | None:
         """What must be measured on data before building."""
