@@ -155,7 +155,7 @@ def validate(method: Any) -> None:
     """
     owner = type(method).__name__
     for h in hyperparameters(method):
-        value = getattr(method, h.name)
+        value: Any = getattr(method, h.name)
         where = f"{owner}({h.name}={value!r})"
         if value is None and h.optional:
             continue
@@ -164,7 +164,8 @@ def validate(method: Any) -> None:
                 raise ValueError(f"{where}: {h.name} must be one of {list(h.choices)}")
             continue
         accepted = (int, float) if h.type is float else (h.type,)
-        if not isinstance(value, accepted) or (isinstance(value, bool) and h.type is not bool):
+        accepts = isinstance(value, accepted)
+        if not accepts or (isinstance(value, bool) and h.type is not bool):
             raise TypeError(f"{where}: {h.name} must be {h.type.__name__}")
         if h.type in (int, float):
             _check_range(where, h, value)
@@ -252,7 +253,7 @@ def _read(module: str) -> list[Entry]:
         return entries
     except declared.Unreadable:
         return [
-            Entry(module, name, value.info, tuple(hyperparameters(value)))
+            Entry(module, name, vars(value)["info"], tuple(hyperparameters(value)))
             for name, value in vars(importlib.import_module(module)).items()
             if isinstance(value, type)
             and value.__module__ == module

@@ -110,7 +110,7 @@ class _File:
 
     def declared(self, node: ast.ClassDef) -> Declared:
         call = _info(node)
-        if not _calls(call, "Info"):
+        if not isinstance(call, ast.Call) or not _calls(call, "Info"):
             raise self.unreadable(node, "info is no call of Info")
         positional, info = self.arguments(call)
         if positional:
@@ -123,7 +123,7 @@ class _File:
             found |= self.inherited(node, base)
         for line in node.body:
             if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name):
-                if _calls(line.value, "hyper"):
+                if isinstance(line.value, ast.Call) and _calls(line.value, "hyper"):
                     found[line.target.id] = self.arguments(line.value)
                 else:  # a plain value in the place of an inherited hyperparameter
                     found.pop(line.target.id, None)
@@ -190,11 +190,9 @@ class _File:
 def _info(node: ast.ClassDef) -> ast.expr | None:
     """What the body of a class assigns to ``info``, or None."""
     for line in node.body:
-        names: list[ast.expr] = []
-        if isinstance(line, ast.AnnAssign):
-            names = [line.target]
-        elif isinstance(line, ast.Assign):
-            names = line.targets
+        if not isinstance(line, (ast.AnnAssign, ast.Assign)):
+            continue
+        names = [line.target] if isinstance(line, ast.AnnAssign) else line.targets
         if any(isinstance(n, ast.Name) and n.id == "info" for n in names):
             return line.value
     return None

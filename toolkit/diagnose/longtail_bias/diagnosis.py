@@ -215,7 +215,7 @@ class Diagnosis:
         missing = [column for column in wanted if column not in frame.columns]
         if missing:
             raise ValueError(f"frame lacks the columns {missing}: it has {list(frame.columns)}.")
-        names = range(len(counts))
+        names: Sequence[Any] = range(len(counts))
         if isinstance(counts, Mapping | pd.Series):
             names = list(counts.keys())
             counts = tables.in_order(counts, names, "counts")

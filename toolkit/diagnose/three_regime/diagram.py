@@ -437,7 +437,8 @@ class PhaseDiagram:
 
     def _names(self, ax: Any, wide: float) -> None:
         """Name each regime where it is widest, unless the names would meet."""
-        kinds, put = self._grid("regime").to_numpy(), []
+        kinds = self._grid("regime").to_numpy()
+        put: list[Any] = []
         apart = math.ceil(0.5 * kinds.shape[1] / wide)
         for i, j in _spots(kinds):
             if all(abs(i - a) > 1 or abs(j - b) >= apart for a, b in put):
@@ -467,7 +468,8 @@ def _outline(ax: Any, kinds: np.ndarray) -> None:
     """Draw the edges between cells: solid around Regime I, dashed between II-A and II-B."""
     from matplotlib.collections import LineCollection
 
-    hard, soft = [], []
+    hard: list[Any] = []
+    soft: list[Any] = []
     for turn, grid in ((False, kinds), (True, kinds.T)):
         rows, columns = grid.shape
         for j in range(columns - 1):  # the line between columns j and j + 1, in runs
