@@ -18,7 +18,7 @@ from toolkit import catalogue
 
 ROOT = Path(__file__).resolve().parents[2]
 BOOK = [*sorted((ROOT / "book").glob("*.md")), *sorted((ROOT / "book/reference").glob("*.md"))]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *BOOK]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *BOOK]
 NOTEBOOKS = sorted((ROOT / "book" / "notebooks").glob("*/*.ipynb"))
 WITH_EXAMPLES = ("README.md", "book/intro.md", "book/house.md")
 
