@@ -17,7 +17,8 @@ import yaml
 from toolkit import catalogue
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "book").glob("*.md"))]
+BOOK = [*sorted((ROOT / "book").glob("*.md")), *sorted((ROOT / "book/reference").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *BOOK]
 NOTEBOOKS = sorted((ROOT / "book" / "notebooks").glob("*/*.ipynb"))
 WITH_EXAMPLES = ("README.md", "book/intro.md", "book/house.md")
 
@@ -84,7 +85,7 @@ def test_every_page_is_in_the_table_of_contents_and_back() -> None:
         p for p in promised if not any((ROOT / f"{p}{s}").is_file() for s in (".md", ".ipynb"))
     ]
     assert not missing, f"_toc.yml promises pages that do not exist: {missing}"
-    there = [name(p).rpartition(".")[0] for p in [*PAGES[2:], *NOTEBOOKS]]
+    there = [name(p).rpartition(".")[0] for p in [*BOOK, *NOTEBOOKS]]
     assert sorted(there) == sorted(promised), "pages and _toc.yml differ"
 
 
@@ -93,8 +94,9 @@ def test_every_method_has_its_four_files() -> None:
         if entry.part == "core":
             continue  # baselines have no chapters
         where = f"{entry.part}/{entry.slug}"
-        assert any((ROOT / f"toolkit/{where}{end}").is_file() for end in (".py", "/__init__.py"))
+        package = (ROOT / "toolkit" / where).is_dir()
         for path in (
+            f"toolkit/{where}/__init__.py" if package else f"toolkit/{where}.py",
             f"book/chapters/{where}.md",
             f"book/notebooks/{where}.ipynb",
             f"tests/{entry.part}/test_{entry.slug}.py",

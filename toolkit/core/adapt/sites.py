@@ -8,7 +8,7 @@ kind        weight of the layer                    matrix
 =========== ====================================== ====================================
 linear      (out, in)                              the weight
 hf_conv1d   (in, out)                              its transpose
-conv        (out, in / groups, *kernel)            (out, in / groups * prod(kernel))
+conv        (out, in / groups, kernel)             (out, in / groups · prod(kernel))
 embedding   (entries, features)                    its transpose, (features, entries)
 attention   in_proj_weight (3 embed, embed)        the weight
 =========== ====================================== ====================================

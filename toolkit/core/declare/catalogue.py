@@ -94,7 +94,7 @@ def _read(module: str) -> list[Entry]:
         return entries
     except declared.Unreadable:
         return [
-            Entry(module, name, value.info, tuple(hyperparameters(value)))
+            Entry(module, name, vars(value)["info"], tuple(hyperparameters(value)))
             for name, value in vars(importlib.import_module(module)).items()
             if isinstance(value, type)
             and value.__module__ == module

@@ -204,7 +204,7 @@ class Tracer:
         path = self._file(module)
         index = self._index(path) if path and path.endswith("/__init__.py") else None
         for node in index.definitions.get("_EXPORTS", []) if index is not None else []:
-            if getattr(node, "value", None) is not None:
+            if isinstance(node, (ast.Assign, ast.AnnAssign)) and node.value is not None:
                 try:
                     return ast.literal_eval(node.value)
                 except ValueError:

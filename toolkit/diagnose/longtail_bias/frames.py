@@ -32,7 +32,8 @@ def arguments(
     missing = [column for column in wanted if column not in frame.columns]
     if missing:
         raise ValueError(f"frame lacks the columns {missing}: it has {list(frame.columns)}.")
-    found, names = dict(others), range(len(counts))
+    found: dict[str, Any] = dict(others)
+    names: Sequence[Hashable] = range(len(counts))
     if isinstance(counts, Mapping | pd.Series):
         names = list(counts.keys())
         counts = in_order(counts, names, "counts")

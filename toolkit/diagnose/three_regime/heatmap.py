@@ -58,7 +58,8 @@ def outline(ax: Any, kinds: np.ndarray) -> None:
     """Draw the edges between cells: solid around Regime I, dashed between II-A and II-B."""
     from matplotlib.collections import LineCollection
 
-    hard, soft = [], []
+    hard: list[Any] = []
+    soft: list[Any] = []
     for turn, grid in ((False, kinds), (True, kinds.T)):
         rows, columns = grid.shape
         for j in range(columns - 1):  # the line between columns j and j + 1, in runs
@@ -94,7 +95,8 @@ def widest_cells(kinds: np.ndarray) -> list[tuple[int, int]]:
 
 def names(ax: Any, phases: PhaseGrid, wide: float) -> None:
     """Name each regime where it is widest, unless the names would meet."""
-    kinds, put = phases.grid("regime").to_numpy(), []
+    kinds = phases.grid("regime").to_numpy()
+    put: list[tuple[int, int]] = []
     apart = math.ceil(0.5 * kinds.shape[1] / wide)
     for i, j in widest_cells(kinds):
         if all(abs(i - a) > 1 or abs(j - b) >= apart for a, b in put):

@@ -64,9 +64,9 @@ def measure(
         part = pairs[begin : begin + size]
         a, b = take(copies, [p[1] for p in part]), take(copies, [p[2] for p in part])
         along = path_errors(net, a, b, x, y)
-        outputs = [torch.softmax(net.predict(s, x[:images]), -1) for s in (a, b)]
+        one, other = (torch.softmax(net.predict(s, x[:images]), -1) for s in (a, b))
         numbers = torch.stack(
-            [lmc(along), barrier(along), linear_cka(*outputs, undefined="nan")], 1
+            [lmc(along), barrier(along), linear_cka(one, other, undefined="nan")], 1
         ).cpu()
         for (cell, i, j), row, line in zip(
             part, numbers.tolist(), along.cpu().tolist(), strict=True
