@@ -67,7 +67,8 @@ def test_examples_run_and_give_what_they_say(page: str, tmp_path, monkeypatch) -
         body = GIVES.sub(lambda m: f"_said({m['value']!r}, {m['code']})", block)
         said: list[tuple[str, str]] = []
         space["_said"] = lambda text, value, said=said: said.append((text, repr(value)))
-        exec(compile(body, f"<{page}, block {number}>", "exec"), space)
+        program = compile(body, f"<{page}, block {number}>", "exec", dont_inherit=True)
+        exec(program, space)
         wrong = [f"says {text}, gives {value}" for text, value in said if text != value]
         assert not wrong, f"{page}, block {number}: {wrong}"
 
