@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from toolkit.core.adapt.model import Adapted
+from toolkit.core.adapt.steps.gradients import finite
 from toolkit.lowrank.lora_ggpo.grouped import GroupedController
 from toolkit.lowrank.lora_ggpo.noise import noise_std, weight_row_squares
 
@@ -17,8 +19,8 @@ Draw = Callable[[int, str, tuple[int, int]], Tensor]
 class NoiseController(GroupedController):
     """Fresh noise over every layer after each step; the same for all micro-batches of a step.
 
-    Attributes: ``step``, ``weight`` and ``gradient`` (squared row norms, one (k, m) tensor per
-    group), ``std`` (the same shape: of the noise that lies there now), ``seeds`` (one per layer).
+    Attributes: ``weight`` and ``gradient`` (squared row norms, (k, m) per group), ``std`` (the
+    same shape: of the noise that lies there now), ``seeds`` (one per layer).
 
     Args:
         generator: source of the noise's seeds; None makes one from the method's ``seed``. Give
@@ -30,7 +32,7 @@ class NoiseController(GroupedController):
     def __init__(
         self,
         method: Any,
-        adapted: Any,
+        adapted: Adapted,
         optimizer: torch.optim.Optimizer,
         generator: torch.Generator | None = None,
         draw: Draw | None = None,
@@ -39,92 +41,88 @@ class NoiseController(GroupedController):
         if generator is None:
             generator = torch.Generator().manual_seed(method.seed)
         self.generator, self.draw = generator, draw
-        self.reads = method.beta > 0 and method.noisy
-        self.before = self.generator.get_state()
-        self.base = [torch.stack([self._rows(i) for i in g.members]) for g in self.groups]
+        self.before = generator.get_state()  # the seeds that lie there now come after it
+        self.base = [torch.stack([self._rows(i) for i in g]) for g in self.groups]
         if method.variant == "kohya":
             # one number for a layer: the mean norm of its rows
             self.base = [b.sqrt().mean(-1, keepdim=True).square().expand_as(b) for b in self.base]
-        self.gradient = [torch.zeros_like(b) for b in self.base]
-        self.seen_gradient = False
         self.weight = [b.clone() for b in self.base]
-        self.std = [torch.zeros_like(b) for b in self.base]
-        self.seeds = [0] * len(self.layers)
-        self._refresh()
-        self._arm()
-
-    def _rows(self, i: int) -> Tensor:
-        site = self.sites_of[i]
-        matrix = site.to_matrix(self.bases[i]._parameters[site.parameter].detach())
-        return torch.linalg.vector_norm(matrix, dim=1, dtype=site.dtype).square()
-
-    def _refresh(self) -> None:
-        """Squared row norms of the weights as they are now."""
-        if not self.method.noisy:
-            return
-        for k, group in enumerate(self.groups):
-            A, B = self.stack(group, "A"), self.stack(group, "B")
-            if self.method.variant == "kohya":  # no cross term, and the scale is not there
-                seen, scale = torch.zeros_like(B), 1.0
-            else:
-                seen, scale = torch.stack([self._seen(i) for i in group.members]), group.scale
-            self.weight[k] = weight_row_squares(self.base[k], seen, A, B, scale)
-
-    def _seen(self, i: int) -> Tensor:
-        """W0 A^T, (m, r); in the weight's own dtype, so that no copy of W0 is made."""
-        site, A = self.sites_of[i], self.layers[i].A.detach()
-        matrix = site.to_matrix(self.bases[i]._parameters[site.parameter].detach())
-        return (matrix @ A.T.to(matrix.dtype)).to(A.dtype)
+        self.gradient, self.std = ([torch.zeros_like(b) for b in self.base] for _ in range(2))
+        self.seen_gradient, self.seeds = False, [0] * len(self.layers)
+        if method.noisy:
+            self._measure()
+            self._renew()
 
     @torch.no_grad()
     def before_step(self) -> None:
         """Row norms of the gradient that this step uses, from factors it has not changed yet."""
-        if not self.reads:
+        if not (self.method.beta > 0 and self.method.noisy):
             return
         grads = self.gradients()
         if grads is None:
-            found = [torch.zeros_like(g) for g in self.gradient]
-        else:
-            found = self.approximate(grads)
-            self.check_finite((g, f.sum(-1)) for g, f in zip(self.groups, found, strict=True))
-            self.seen_gradient = True
-        self.gradient = found
+            self.gradient = [torch.zeros_like(g) for g in self.gradient]
+            return
+        found = self.row_squares(grads)
+        finite(self.by_layer(found), self.step)
+        self.gradient, self.seen_gradient = found, True
 
     @torch.no_grad()
     def after_step(self) -> None:
-        self.step += 1
-        if self.step % self.method.refresh == 0:
-            self._refresh()
-        self._arm()
+        super().after_step()
+        if self.method.noisy:
+            if self.step % self.method.refresh == 0:
+                self._measure()
+            self._renew()
+
+    def _matrix(self, i: int) -> Tensor:
+        site = self.layers[i].site
+        return site.to_matrix(self.bases[i]._parameters[site.parameter].detach())
+
+    def _rows(self, i: int) -> Tensor:
+        dtype = self.layers[i].site.dtype
+        return torch.linalg.vector_norm(self._matrix(i), dim=1, dtype=dtype).square()
 
     @torch.no_grad()
-    def _arm(self) -> None:
-        """New seeds, then noise over every layer."""
-        if not self.method.noisy:
-            return
-        self.before = self.generator.get_state()
-        self._draw_seeds()
-        self._lay()
+    def _measure(self) -> None:
+        """Squared row norms of the weights as they are now."""
+        for k, group in enumerate(self.groups):
+            A, B = (self.stack(leaf, group, self.factors) for leaf in "AB")
+            if self.method.variant == "kohya":  # no cross term, and the scale is not there
+                seen, scale = torch.zeros_like(B), 1.0
+            else:
+                seen = torch.stack([self._seen(i) for i in group])
+                scale = self.layers[group[0]].scale
+            self.weight[k] = weight_row_squares(self.base[k], seen, A, B, scale)
 
-    def _draw_seeds(self) -> None:
+    def _seen(self, i: int) -> Tensor:
+        """W0 A^T, (m, r); in the weight's own dtype, so that no copy of W0 is made."""
+        matrix, A = self._matrix(i), self.layers[i].A.detach()
+        return (matrix @ A.T.to(matrix.dtype)).to(A.dtype)
+
+    @torch.no_grad()
+    def _renew(self) -> None:
+        """New seeds, then noise over every layer."""
+        self.before = self.generator.get_state()
         seeds = torch.empty(len(self.layers), dtype=torch.int64, device=self.generator.device)
         self.seeds = seeds.random_(generator=self.generator).tolist()
+        self._lay()
 
     def _lay(self) -> None:
         m = self.method
         if m.variant == "kohya" and not self.seen_gradient:
             return  # that code waits for a gradient
         for k, group in enumerate(self.groups):
+            inputs = self.layers[group[0]].site.cols
             self.std[k] = noise_std(
-                m.variant, self.weight[k], self.gradient[k], group.cols, m.sigma, m.beta
+                m.variant, self.weight[k], self.gradient[k], inputs, m.sigma, m.beta
             )
-            for i, std in zip(group.members, self.std[k].unbind(), strict=True):
-                make = self._maker(i, std)
-                parameter = self.sites_of[i].parameter
-                self.layers[i].cover.lay(self.bases[i], parameter, make, m.keep_noise)
+            for i, std in zip(group, self.std[k].unbind(), strict=True):
+                layer, make = self.layers[i], self._maker(i, std)
+                layer.cover.lay(self.bases[i], layer.site.parameter, make, m.keep_noise)
 
-    def _maker(self, i: int, std: Tensor) -> Callable[[], Tensor]:
-        site, base, step, seed = self.sites_of[i], self.bases[i], self.step, self.seeds[i]
+    def _maker(self, i: int, std: Tensor) -> Callable[..., Tensor]:
+        """What forms W0 + noise, the same each time; ``std`` (m,)."""
+        site, base, step, seed = self.layers[i].site, self.bases[i], self.step, self.seeds[i]
 
         @torch.no_grad()
         def make(out: Tensor | None = None) -> Tensor:
@@ -145,11 +143,9 @@ class NoiseController(GroupedController):
     ) -> Tensor:
         """Standard normal numbers in the layer's own layout."""
         if self.draw is None:
-            source = torch.Generator(device).manual_seed(seed)
-            z = out
-            if z is None:
-                z = torch.empty(site.shape, dtype=site.dtype, device=device)
-            return z.normal_(generator=source)
+            if out is None:
+                out = torch.empty(site.shape, dtype=site.dtype, device=device)
+            return out.normal_(generator=torch.Generator(device).manual_seed(seed))
         z = self.draw(step, site.name, (site.rows, site.cols))
         if z.shape != (site.rows, site.cols):
             raise ValueError(
@@ -160,26 +156,17 @@ class NoiseController(GroupedController):
         return z.contiguous().clone() if out is None else out.copy_(z)
 
     def state(self) -> dict[str, Tensor]:
-        state = {
-            "step": torch.tensor(self.step),
-            "seen": torch.tensor(self.seen_gradient),
-            "generator": self.before,
-        }
-        for k in range(len(self.groups)):
-            state[f"weight.{k}"], state[f"gradient.{k}"] = self.weight[k], self.gradient[k]
-        return state
+        seen = torch.tensor(self.seen_gradient)
+        state = super().state() | {"seen": seen, "generator": self.before}
+        state |= {f"weight.{k}": x for k, x in enumerate(self.weight)}
+        return state | {f"gradient.{k}": x for k, x in enumerate(self.gradient)}
 
-    @torch.no_grad()
     def load(self, state: dict[str, Tensor]) -> None:
         """Take on a saved state, and lay the very noise that lay there when it was saved."""
-        keys = [f"{n}.{k}" for k in range(len(self.groups)) for n in ("weight", "gradient")]
-        self.check_same(state, ["step", "seen", "generator", *keys])
-        self.step, self.seen_gradient = int(state["step"]), bool(state["seen"])
-        for k in range(len(self.groups)):
-            self.weight[k] = state[f"weight.{k}"].to(self.weight[k])
-            self.gradient[k] = state[f"gradient.{k}"].to(self.gradient[k])
+        super().load(state)
+        self.seen_gradient = bool(state["seen"])
+        for name, mine in (("weight", self.weight), ("gradient", self.gradient)):
+            mine[:] = [state[f"{name}.{k}"].to(x) for k, x in enumerate(mine)]
         if self.method.noisy:
             self.generator.set_state(state["generator"])
-            self.before = state["generator"]
-            self._draw_seeds()
-            self._lay()
+            self._renew()

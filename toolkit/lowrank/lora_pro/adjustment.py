@@ -21,7 +21,7 @@ class Adjustment(Controller):
     there again, as after any other step. This is the efficient mode, for any optimizer; the full
     mode (:mod:`toolkit.lowrank.lora_pro.moments`) derives from it.
 
-    Attributes: ``A`` and ``B`` (every layer's factors), ``groups`` (numbers of layers of one shape).
+    Attributes: ``A`` and ``B`` (factors of every layer), ``groups`` (layers of one shape).
 
     Raises (in ``before_step``, before anything has changed):
         RuntimeError: no gradient anywhere, one factor without, or gradients that a ``GradScaler``
