@@ -78,23 +78,18 @@ class Cover:
     def call(self, base: nn.Module, parameter: str, function: Callable[[nn.Module], Any]) -> Any:
         """``function`` of the base layer as it is covered now."""
         if not torch.compiler.is_compiling():
-            self._refuse_reentrant()
+            if not self.used and torch._C._current_graph_task_id() != -1:  # inside backward()
+                raise RuntimeError(
+                    "activation checkpointing of the reentrant kind runs its first pass without "
+                    "gradients, so without the perturbation under which it is repeated here; use "
+                    "torch.utils.checkpoint with use_reentrant=False"
+                )
+            self.used = True
         if self.stand_in is None:
             return function(base)
         if self.make is None:
             return function(self.stand_in)
         return _without_keeping(self.stand_in, base, parameter, self.make, function)
-
-    def _refuse_reentrant(self) -> None:
-        """Raise RuntimeError where a first pass without gradients is repeated in backward."""
-        in_backward = torch._C._current_graph_task_id() != -1
-        if in_backward and not self.used:
-            raise RuntimeError(
-                "activation checkpointing of the reentrant kind runs its first pass without "
-                "gradients, so without the perturbation under which it is repeated here; use "
-                "torch.utils.checkpoint with use_reentrant=False"
-            )
-        self.used = True
 
 
 @torch.compiler.disable

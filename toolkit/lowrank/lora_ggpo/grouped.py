@@ -1,4 +1,4 @@
-"""What both controllers share: layers of one shape in one stack, and gradients read with care."""
+"""What both controllers share: layers of one shape as one stack, and gradients read with care."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class GroupedController(Controller):
     """Common to noise and momentum.
 
     Attributes: ``bases`` (the frozen layers), ``factors`` (every A, then every B, by name),
-    ``groups`` (numbers of the layers of one shape, group by group).
+    ``groups`` (numbers of the layers of one shape), ``known`` (whether there was a gradient yet).
     """
 
     def __init__(self, method: Any, adapted: Adapted, optimizer: torch.optim.Optimizer):
@@ -28,6 +28,7 @@ class GroupedController(Controller):
         self.groups = groups(self.layers, lambda x: (alike(x.A, x.B), x.scale))
         pairs = list(zip(self.names, self.layers, strict=True))
         self.factors = {f"{n}.{leaf}": getattr(x, leaf) for leaf in "AB" for n, x in pairs}
+        self.known = False
 
     def named(self) -> dict[str, nn.Parameter]:
         return self.factors
@@ -44,21 +45,32 @@ class GroupedController(Controller):
         found = present(self.factors, self.title)
         return {n: found[n] if n in found else torch.zeros_like(p) for n, p in self.factors.items()}
 
-    def stack(self, leaf: str, group: Sequence[int], of: Mapping[str, Tensor]) -> Tensor:
-        """What ``of`` holds for A or B of a group's layers, (k, ...)."""
-        return torch.stack([of[f"{self.names[i]}.{leaf}"].detach() for i in group])
+    def stacks(self, group: Sequence[int], of: Mapping[str, Tensor]) -> list[Tensor]:
+        """What ``of`` holds for A and for B of a group's layers, (k, r, n) and (k, m, r)."""
+        pairs = [[of[f"{self.names[i]}.{leaf}"].detach() for i in group] for leaf in "AB"]
+        return [torch.stack(tensors) for tensors in pairs]
 
     def row_squares(self, of: Mapping[str, Tensor]) -> list[Tensor]:
         """Squared row norms of s (dB A + B dA), (k, m) per group; ``of`` holds dA and dB."""
-        return [
-            gradient_row_squares(
-                *(self.stack(leaf, g, x) for x in (self.factors, of) for leaf in "AB"),
-                self.layers[g[0]].scale,
-            )
-            for g in self.groups
-        ]
+        both = [(*self.stacks(g, self.factors), *self.stacks(g, of)) for g in self.groups]
+        scales = [self.layers[g[0]].scale for g in self.groups]
+        return [gradient_row_squares(*four, s) for four, s in zip(both, scales, strict=True)]
 
     def by_layer(self, stacks: Sequence[Tensor]) -> dict[str, Tensor]:
         """Layer name -> its part of the groups' stacks."""
         pairs = zip(self.groups, stacks, strict=True)
         return {self.names[i]: x for g, s in pairs for i, x in zip(g, s.unbind(), strict=True)}
+
+    def kept(self) -> dict[str, Tensor]:
+        """The tensors of the state, by name."""
+        raise NotImplementedError
+
+    def state(self) -> dict[str, Tensor]:
+        return super().state() | {"known": torch.tensor(self.known)} | self.kept()
+
+    @torch.no_grad()
+    def load(self, state: dict[str, Tensor]) -> None:
+        super().load(state)
+        self.known = bool(state["known"])
+        for name, tensor in self.kept().items():
+            tensor.copy_(state[name])

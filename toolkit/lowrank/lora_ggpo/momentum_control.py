@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import functools
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -20,8 +21,7 @@ class MomentumController(GroupedController):
     """Looks along the optimizer's first moment: the gradient is taken there, the step from here.
 
     Attributes: ``smooth`` (gbar: one number for all, or (k,) per group), ``shifts`` (c m for every
-    A, then every B, by name: what lies over the layers now), ``known`` (whether there was a
-    gradient yet).
+    A, then every B, by name: what lies over the layers now).
 
     Raises:
         ValueError: the optimizer keeps no first moment of some tensor.
@@ -39,11 +39,10 @@ class MomentumController(GroupedController):
                     "or SGD with momentum > 0"
                 )
         self.shifts = {name: torch.zeros_like(p) for name, p in self.factors.items()}
-        first = [self.layers[g[0]].A for g in self.groups]
-        self.smooth = [p.new_zeros(len(g)) for p, g in zip(first, self.groups, strict=True)]
+        A = [layer.A.detach() for layer in self.layers]
+        self.smooth = [A[g[0]].new_zeros(len(g)) for g in self.groups]
         if method.like == "paper":
-            self.smooth = [first[0].new_zeros(())]
-        self.known = False
+            self.smooth = [A[0].new_zeros(())]
 
     @torch.no_grad()
     def before_step(self) -> None:
@@ -78,8 +77,10 @@ class MomentumController(GroupedController):
                 "momentum_buffer; use Adam, AdamW, or SGD with momentum"
             )
         # a layer that had no gradient yet has no moment either
-        pairs = ((n, m, self.shifts[n]) for n, m in found.items())
-        return {n: torch.zeros_like(s) if m is None else m.to(s.dtype) for n, m, s in pairs}
+        return {
+            name: torch.zeros_like(shift) if found[name] is None else found[name].to(shift.dtype)
+            for name, shift in self.shifts.items()
+        }
 
     def _follow(self, moments: dict[str, Tensor]) -> None:
         """Set the shifts; zero where there is no direction, or no gradient to measure it by."""
@@ -89,52 +90,43 @@ class MomentumController(GroupedController):
             factor = torch.where(size > 0, rho / size, torch.zeros_like(size))
             factors = dict.fromkeys(self.names, factor)
         else:
-            stacks = []
+            found = []
             for square, smooth in zip(self.row_squares(moments), self.smooth, strict=True):
                 size = square.sum(-1).sqrt()
                 factor = rho * (1 / (smooth + TINY)).clamp_max(CAP) / (size + TINY)
-                stacks.append(torch.where(size > TINY, factor, torch.zeros_like(factor)))
-            factors = self.by_layer(stacks)
+                found.append(torch.where(size > TINY, factor, torch.zeros_like(factor)))
+            factors = self.by_layer(found)
         for name, shift in self.shifts.items():
-            m, layer = moments[name], name.rpartition(".")[0]
-            torch.mul(m, factors[layer].to(m.device), out=shift)
+            factor = factors[name.rpartition(".")[0]].to(shift.device)
+            torch.mul(moments[name], factor, out=shift)
 
     def _lay(self) -> None:
         for i, (name, layer) in enumerate(zip(self.names, self.layers, strict=True)):
-            dA, dB = self.shifts[f"{name}.A"], self.shifts[f"{name}.B"]
+            pair = self.shifts[f"{name}.A"], self.shifts[f"{name}.B"]
             if self.method.like == "paper":
-                layer.cover.move(dA, dB)
+                layer.cover.move(*pair)
             else:
-                make, keep = self._maker(i, dA, dB), self.method.keep_noise
-                layer.cover.lay(self.bases[i], layer.site.parameter, make, keep)
-
-    def _maker(self, i: int, dA: Tensor, dB: Tensor) -> Callable[..., Tensor]:
-        """What forms W0 + s (dB A + B dA), the same each time."""
-        base, layer = self.bases[i], self.layers[i]
-
-        @torch.no_grad()
-        def make(out: Tensor | None = None) -> Tensor:
-            weight = base._parameters[layer.site.parameter]
-            product = torch.cat([dB, layer.B], 1) @ torch.cat([layer.A, dA], 0)
-            move = layer.site.to_weight(layer.scale * product)
-            new = (weight.to(move.dtype) + move).to(weight.dtype)
-            return new if out is None else out.copy_(new)
-
-        return make
-
-    def state(self) -> dict[str, Tensor]:
-        state = super().state() | {"known": torch.tensor(self.known)}
-        state |= {f"smooth.{k}": s for k, s in enumerate(self.smooth)}
-        return state | {f"shift.{name}": s for name, s in self.shifts.items()}
+                make = functools.partial(self._perturbed, i, *pair)
+                parameter, keep = layer.site.parameter, self.method.keep_noise
+                layer.cover.lay(self.bases[i], parameter, make, keep)
 
     @torch.no_grad()
+    def _perturbed(self, i: int, dA: Tensor, dB: Tensor, out: Tensor | None = None) -> Tensor:
+        """W0 + s (dB A + B dA) in the layer's own layout, the same each time."""
+        layer = self.layers[i]
+        weight = self.bases[i]._parameters[layer.site.parameter]
+        product = torch.cat([dB, layer.B], 1) @ torch.cat([layer.A, dA], 0)
+        move = layer.site.to_weight(layer.scale * product)
+        new = (weight.to(move.dtype) + move).to(weight.dtype)
+        return new if out is None else out.copy_(new)
+
+    def kept(self) -> dict[str, Tensor]:
+        smooth = {f"smooth.{k}": x for k, x in enumerate(self.smooth)}
+        return smooth | {f"shift.{name}": x for name, x in self.shifts.items()}
+
     def load(self, state: dict[str, Tensor]) -> None:
         """Take on a saved state, and what lay over the layers when it was saved."""
         super().load(state)
-        self.known = bool(state["known"])
-        self.smooth = [state[f"smooth.{k}"].to(s) for k, s in enumerate(self.smooth)]
-        for name, shift in self.shifts.items():
-            shift.copy_(state[f"shift.{name}"])
         if self.known:
             self._lay()
 
