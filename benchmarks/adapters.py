@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import toolkit
 from benchmarks.rows import Kept, each, log
 from benchmarks.timing import alternate, compare, emit, peak_bytes, tensor_bytes
-from toolkit import AdaLoRA, IncreLoRA, LoRA, LoRAGGPO, LoRAPro, TriAdaptLoRA, adapt, catalogue
+from toolkit import AdaLoRA, IncreLoRA, LoRA, LoRAMGPO, LoRAPro, TriAdaptLoRA, adapt, catalogue
 from toolkit.core.declare.catalogue import hyperparameters
 
 RANK, LAST = 8, 1_000_000
@@ -146,7 +146,7 @@ SPECIAL = {
     ),
     "triadaptlora/growing": TriAdaptLoRA(init_rank=RANK, target_rank=2 * RANK, block=1),
     "lora_pro/efficient": LoRAPro(rank=RANK, mode="efficient"),
-    "lora_ggpo/mgpo": LoRAGGPO(rank=RANK, variant="mgpo"),
+    "lora_ggpo/mgpo": LoRAMGPO(rank=RANK),
 }
 METHODS = {
     "lora": LoRA(rank=RANK),

@@ -237,6 +237,15 @@ def test_two_methods_of_one_slug_are_refused(extra_module):
         catalogue()
 
 
+def test_a_further_method_of_a_package_is_found_by_name_and_not_listed():
+    found = toolkit.LoRAMGPO
+    assert found.__module__ == "toolkit.lowrank.lora_ggpo.mgpo"
+    assert found.info.slug == "lora_ggpo"
+    assert "LoRAMGPO" not in [e.class_name for e in catalogue()]
+    with pytest.raises(AttributeError):  # a class that declares nothing is no method
+        _ = toolkit.NoiseController
+
+
 DAMAGED = {
     "syntax": ("class Damaged(:\n", SyntaxError),
     "import": ("import no_such_package\n" + method_text("Damaged", "damaged"), ImportError),

@@ -499,7 +499,7 @@ def test_bfloat16_autocast_changes_only_what_the_gradients_are(mode):
 
 
 def test_the_published_clock_runs_one_step_ahead():
-    method = LoRAPro(rank=2, alpha=3.0, official_clock=True)
+    method = LoRAPro(rank=2, alpha=3.0, like="code")
     ours, optimizer = prepared(method)
     theirs, hand = bare(method), ByHand(method, 0.01, ahead=1)
     right, exact = prepared(FULL)
@@ -917,7 +917,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(mode, tmp_path):
         assert torch.equal(a, b)
     third = toolkit.load(network(torch.float32), path)
     if mode == "full":
-        with pytest.raises(ValueError, match=r"saved schedule holds.*options of the run"):
+        with pytest.raises(ValueError, match=r"saved schedule does not fit.*options of the run"):
             third.attach(
                 sgd := torch.optim.SGD(third.parameters(), lr=0.01),
                 beside=torch.optim.Adam(third.extra.values()),

@@ -85,6 +85,14 @@ def _modules() -> list[str]:
     return names
 
 
+def _within(package: str) -> list[str]:
+    """Modules of a package, none of which is imported; of a plain module, nothing."""
+    found = importlib.util.find_spec(package)
+    places = (found and found.submodule_search_locations) or ()
+    names = (m.name for m in pkgutil.iter_modules(places))
+    return [f"{package}.{name}" for name in names if not name.startswith("_")]
+
+
 def _read(module: str) -> list[Entry]:
     """The methods of one module: from its source text, or by importing it where that is no use."""
     try:
@@ -155,10 +163,13 @@ def entry(slug: str) -> Entry:
 def find_class(name: str) -> type | None:
     """The method class of that name, or None; only the module that defines it is imported.
 
+    A package may hold further methods in its modules, which share its chapter and are not listed.
+
     Raises:
         Exception: whatever reading or importing that module raises.
     """
-    for module in _modules():
+    packages = _modules()
+    for module in packages + [inner for package in packages for inner in _within(package)]:
         text = declared.source(module)
         if text is None or not declared.defines(text, name):
             continue

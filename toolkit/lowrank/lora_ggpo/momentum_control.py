@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from toolkit.lowrank.lora_ggpo.grouped import Group, GroupedController
+from toolkit.core.adapt.model import Adapted
+from toolkit.core.adapt.steps.gradients import finite
+from toolkit.lowrank.lora_ggpo.grouped import GroupedController
 
 TINY = 1e-12  # the official code's guard of its two divisions
 CAP = 10.0  # and its bound on 1 / gbar
@@ -17,33 +20,29 @@ CAP = 10.0  # and its bound on 1 / gbar
 class MomentumController(GroupedController):
     """Looks along the optimizer's first moment: the gradient is taken there, the step from here.
 
-    Attributes: ``step``, ``smooth`` (gbar: one number for all, or (k,) per group), ``shifts``
-    (c m_A for every A, then c m_B for every B: what lies over the layers now).
+    Attributes: ``smooth`` (gbar: one number for all, or (k,) per group), ``shifts`` (c m for every
+    A, then every B, by name: what lies over the layers now).
 
     Raises:
         ValueError: the optimizer keeps no first moment of some tensor.
     """
 
-    reads = True
-
-    def __init__(self, method: Any, adapted: Any, optimizer: torch.optim.Optimizer):
+    def __init__(self, method: Any, adapted: Adapted, optimizer: torch.optim.Optimizer):
         super().__init__(method, adapted, optimizer)
-        self._check_moments()
-        self.smooth: list[Tensor] = []
-        self.shifts = [torch.zeros_like(t) for t in self.tensors()]
-        self.moved = False
-
-    def _check_moments(self) -> None:
-        ours = {id(t) for t in self.tensors()}
-        for group in self.optimizer.param_groups:
-            if not ours & {id(p) for p in group["params"]}:
-                continue
-            if not group.get("momentum") and not (group.get("betas") or (0,))[0]:
+        ours = {id(p) for p in self.factors.values()}
+        for group in optimizer.param_groups:
+            held = ours & {id(p) for p in group["params"]}
+            if held and not group.get("momentum") and not (group.get("betas") or (0,))[0]:
                 raise ValueError(
-                    f"variant={self.method.variant!r} moves along the optimizer's first moment, "
-                    f"and this {type(self.optimizer).__name__} keeps none; use Adam or AdamW with "
-                    "betas[0] > 0, or SGD with momentum > 0"
+                    f"{self.title} moves along the optimizer's first moment, and this "
+                    f"{type(optimizer).__name__} keeps none; use Adam or AdamW with betas[0] > 0, "
+                    "or SGD with momentum > 0"
                 )
+        self.shifts = {name: torch.zeros_like(p) for name, p in self.factors.items()}
+        A = [layer.A.detach() for layer in self.layers]
+        self.smooth = [A[g[0]].new_zeros(len(g)) for g in self.groups]
+        if method.like == "paper":
+            self.smooth = [A[0].new_zeros(())]
 
     @torch.no_grad()
     def before_step(self) -> None:
@@ -51,104 +50,88 @@ class MomentumController(GroupedController):
         grads = self.gradients()
         if grads is None:
             return
-        if self.method.variant == "mgpo":
-            norms = torch._foreach_norm(grads)
-            size = torch.stack([n.to(norms[0]) for n in norms]).norm()
-            if not bool(size.isfinite()):
-                half = len(self.layers)
-                each = [torch.stack([norms[i], norms[half + i].to(norms[i])]) for i in range(half)]
-                one = ((Group([i], 0, 0, 1.0), e.sum()[None]) for i, e in enumerate(each))
-                self.check_finite(one)
+        if self.method.like == "paper":
+            size, norms = length(grads.values())
+            finite(dict(zip(grads, norms, strict=True)) | {"all factors": size}, self.step)
             sizes = [size]
         else:
-            sizes = [f.sum(-1).sqrt() for f in self.approximate(grads)]
-            self.check_finite(zip(self.groups, sizes, strict=True))
-        b = self.method.smoothing
-        if self.smooth:
-            pairs = zip(self.smooth, sizes, strict=True)
-            sizes = [b * old + (1 - b) * now for old, now in pairs]
-        self.smooth = sizes
+            sizes = [x.sum(-1).sqrt() for x in self.row_squares(grads)]
+            finite(self.by_layer(sizes), self.step)
+        mu, pairs = self.method.smoothing, zip(self.smooth, sizes, strict=True)
+        self.smooth = [mu * old + (1 - mu) * x for old, x in pairs] if self.known else sizes
+        self.known = True
 
     @torch.no_grad()
     def after_step(self) -> None:
-        self.step += 1
-        if not self.smooth:
-            return  # no gradient yet, so no momentum
-        self._follow(self._moments())
-        self.moved = True
-        self._lay()
+        super().after_step()
+        if self.known:  # else there is no momentum either
+            self._follow(self._moments())
+            self._lay()
 
-    def _moments(self) -> list[Tensor]:
-        moments = []
-        for t in self.tensors():
-            state = self.optimizer.state.get(t, {})
-            m = state.get("exp_avg")
-            moments.append(state.get("momentum_buffer") if m is None else m)
-        if all(m is None for m in moments):
+    def _moments(self) -> dict[str, Tensor]:
+        states = {name: self.optimizer.state.get(p, {}) for name, p in self.factors.items()}
+        found = {n: s.get("exp_avg", s.get("momentum_buffer")) for n, s in states.items()}
+        if all(m is None for m in found.values()):
             raise RuntimeError(
                 f"{type(self.optimizer).__name__} took a step but keeps neither exp_avg nor "
                 "momentum_buffer; use Adam, AdamW, or SGD with momentum"
             )
         # a layer that had no gradient yet has no moment either
-        pairs = zip(moments, self.shifts, strict=True)
-        return [torch.zeros_like(s) if m is None else m.to(s.dtype) for m, s in pairs]
+        return {
+            name: torch.zeros_like(shift) if found[name] is None else found[name].to(shift.dtype)
+            for name, shift in self.shifts.items()
+        }
 
-    def _follow(self, moments: list[Tensor]) -> None:
+    def _follow(self, moments: dict[str, Tensor]) -> None:
         """Set the shifts; zero where there is no direction, or no gradient to measure it by."""
         rho = self.method.rho * self.method.direction
-        if self.method.variant == "mgpo":
-            norms = torch._foreach_norm(moments)
-            size = torch.stack([n.to(norms[0]) for n in norms]).norm() * self.smooth[0]
+        if self.method.like == "paper":
+            size = length(moments.values())[0] * self.smooth[0]
             factor = torch.where(size > 0, rho / size, torch.zeros_like(size))
-            for s, m in zip(self.shifts, moments, strict=True):
-                torch.mul(m, factor.to(m.device), out=s)
-            return
-        half, squares = len(self.layers), self.approximate(moments)
-        for group, square, smooth in zip(self.groups, squares, self.smooth, strict=True):
-            size = square.sum(-1).sqrt()
-            factor = rho * (1 / (smooth + TINY)).clamp_max(CAP) / (size + TINY)
-            factor = torch.where(size > TINY, factor, torch.zeros_like(factor))
-            for i, c in zip(group.members, factor.unbind(), strict=True):
-                torch.mul(moments[i], c, out=self.shifts[i])
-                torch.mul(moments[half + i], c, out=self.shifts[half + i])
+            factors = dict.fromkeys(self.names, factor)
+        else:
+            found = []
+            for square, smooth in zip(self.row_squares(moments), self.smooth, strict=True):
+                size = square.sum(-1).sqrt()
+                factor = rho * (1 / (smooth + TINY)).clamp_max(CAP) / (size + TINY)
+                found.append(torch.where(size > TINY, factor, torch.zeros_like(factor)))
+            factors = self.by_layer(found)
+        for name, shift in self.shifts.items():
+            factor = factors[name.rpartition(".")[0]].to(shift.device)
+            torch.mul(moments[name], factor, out=shift)
 
     def _lay(self) -> None:
-        half = len(self.layers)
-        for i, layer in enumerate(self.layers):
-            if self.method.variant == "mgpo":
-                layer.cover.shift = (self.shifts[i], self.shifts[half + i])
+        for i, (name, layer) in enumerate(zip(self.names, self.layers, strict=True)):
+            pair = self.shifts[f"{name}.A"], self.shifts[f"{name}.B"]
+            if self.method.like == "paper":
+                layer.cover.move(*pair)
             else:
-                parameter = self.sites_of[i].parameter
-                keep = self.method.keep_noise
-                layer.cover.lay(self.bases[i], parameter, self._maker(i), keep)
-
-    def _maker(self, i: int) -> Callable[[], Tensor]:
-        site, base, layer, half = self.sites_of[i], self.bases[i], self.layers[i], len(self.layers)
-
-        @torch.no_grad()
-        def make(out: Tensor | None = None) -> Tensor:
-            weight = base._parameters[site.parameter]
-            left = torch.cat([self.shifts[half + i], layer.B], 1)
-            right = torch.cat([layer.A, self.shifts[i]], 0)
-            move = site.to_weight(layer.scale * (left @ right))
-            new = (weight.to(move.dtype) + move).to(weight.dtype)
-            return new if out is None else out.copy_(new)
-
-        return make
-
-    def state(self) -> dict[str, Tensor]:
-        state = {"step": torch.tensor(self.step), "moved": torch.tensor(self.moved)}
-        state |= {f"smooth.{k}": s for k, s in enumerate(self.smooth)}
-        return state | {f"shift.{i}": s for i, s in enumerate(self.shifts)}
+                make = functools.partial(self._perturbed, i, *pair)
+                parameter, keep = layer.site.parameter, self.method.keep_noise
+                layer.cover.lay(self.bases[i], parameter, make, keep)
 
     @torch.no_grad()
+    def _perturbed(self, i: int, dA: Tensor, dB: Tensor, out: Tensor | None = None) -> Tensor:
+        """W0 + s (dB A + B dA) in the layer's own layout, the same each time."""
+        layer = self.layers[i]
+        weight = self.bases[i]._parameters[layer.site.parameter]
+        product = torch.cat([dB, layer.B], 1) @ torch.cat([layer.A, dA], 0)
+        move = layer.site.to_weight(layer.scale * product)
+        new = (weight.to(move.dtype) + move).to(weight.dtype)
+        return new if out is None else out.copy_(new)
+
+    def kept(self) -> dict[str, Tensor]:
+        smooth = {f"smooth.{k}": x for k, x in enumerate(self.smooth)}
+        return smooth | {f"shift.{name}": x for name, x in self.shifts.items()}
+
     def load(self, state: dict[str, Tensor]) -> None:
         """Take on a saved state, and what lay over the layers when it was saved."""
-        self.check_same(state, ["step", "moved", *(f"shift.{i}" for i in range(len(self.shifts)))])
-        self.step, self.moved = int(state["step"]), bool(state["moved"])
-        known = sum(key.startswith("smooth.") for key in state)
-        self.smooth = [state[f"smooth.{k}"].to(self.shifts[0]) for k in range(known)]
-        for i, s in enumerate(self.shifts):
-            s.copy_(state[f"shift.{i}"])
-        if self.moved:
+        super().load(state)
+        if self.known:
             self._lay()
+
+
+def length(tensors: Iterable[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """Norm of all tensors together, and of each."""
+    norms = torch._foreach_norm(list(tensors))
+    return torch.stack([x.to(norms[0]) for x in norms]).norm(), norms

@@ -9,15 +9,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-NOISES = ("ggpo", "kohya", "isotropic")
-
 
 def product_row_squares(left: Tensor, right: Tensor) -> Tensor:
     r"""Squared norm of each row of a product, :math:`\|(LR)_{i,:}\|^2 = L_i (R R^\top) L_i^\top`.
 
     Args:
-        left: L, (..., m, k).
-        right: R, (..., k, n).
+        left: L, (..., m, k). right: R, (..., k, n).
 
     Returns:
         (..., m), never negative.
@@ -26,7 +23,7 @@ def product_row_squares(left: Tensor, right: Tensor) -> Tensor:
 
 
 def gradient_row_squares(A: Tensor, B: Tensor, gA: Tensor, gB: Tensor, s: float) -> Tensor:
-    r"""Squared row norms of LoRA's own picture of the weight's gradient.
+    r"""Squared row norms of LoRA's own picture of the weight's gradient, (..., m).
 
     .. math:: \nabla W \approx s\,(\partial_B\mathcal L\,A + B\,\partial_A\mathcal L)
 
@@ -37,16 +34,13 @@ def gradient_row_squares(A: Tensor, B: Tensor, gA: Tensor, gB: Tensor, s: float)
         A, gA: right factor and its gradient, (..., r, n).
         B, gB: left factor and its gradient, (..., m, r).
         s: LoRA's scale.
-
-    Returns:
-        (..., m).
     """
     left, right = torch.cat([gB, B], -1), torch.cat([A, gA], -2)
     return s * s * product_row_squares(left, right)
 
 
 def weight_row_squares(base: Tensor, seen: Tensor, A: Tensor, B: Tensor, s: float) -> Tensor:
-    r"""Squared row norms of W' = W0 + s BA, exact.
+    r"""Squared row norms of W' = W0 + s BA, exact, (..., m).
 
     .. math:: \|W'_i\|^2 = \|W_{0,i}\|^2 + 2s\,\langle (W_0A^\top)_i, B_i\rangle
         + s^2\,B_i (AA^\top) B_i^\top
@@ -54,8 +48,7 @@ def weight_row_squares(base: Tensor, seen: Tensor, A: Tensor, B: Tensor, s: floa
     Args:
         base: squared row norms of W0, (..., m).
         seen: W0 A^T, (..., m, r).
-        A, B: the factors.
-        s: LoRA's scale.
+        A, B: the factors. s: LoRA's scale.
     """
     cross = 2 * s * (seen * B).sum(-1)
     return (base + cross + s * s * product_row_squares(B, A)).clamp_min(0)
@@ -64,7 +57,7 @@ def weight_row_squares(base: Tensor, seen: Tensor, A: Tensor, B: Tensor, s: floa
 def noise_std(
     kind: str, weight: Tensor, gradient: Tensor, inputs: int, sigma: float, beta: float
 ) -> Tensor:
-    r"""Standard deviation of the noise on each entry of each row.
+    r"""Standard deviation of the noise on each entry of each row, (..., m).
 
     ``"ggpo"``: :math:`\sigma\sqrt{(\|W'_i\|^2 + \beta\|\nabla W_i\|^2)/n}`. ``"isotropic"``: one
     value for all rows, whose square is the mean of ggpo's squares, so that the layer's total
@@ -72,14 +65,10 @@ def noise_std(
     sum of two scales, with the number of outputs m below.
 
     Args:
-        kind: one of :data:`NOISES`.
-        weight: squared row norms of the weight, (..., m).
-        gradient: squared row norms of the gradient, (..., m).
+        kind: one of the three.
+        weight, gradient: squared row norms, (..., m).
         inputs: n.
         sigma, beta: see :class:`toolkit.lowrank.lora_ggpo.LoRAGGPO`.
-
-    Returns:
-        (..., m).
     """
     if kind == "kohya":
         return (sigma * weight.sqrt() + beta * gradient) / weight.shape[-1] ** 0.5

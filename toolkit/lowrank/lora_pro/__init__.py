@@ -12,33 +12,30 @@ in closed form and needs only LoRA's own gradients
 Source: Wang et al., *LoRA-Pro: Are Low-Rank Adapters Properly Optimized?*, arXiv 2407.18242;
 official code ``mrflogs/LoRA-Pro`` (``lorapro_full_adjustment``). Where they differ, the paper's
 formulas stand here. The code counts one step too many in Adam's bias correction
-(``official_clock=True`` repeats that), fixes s to 2, solves the Sylvester equation through complex
+(``like="code"`` repeats that), fixes s to 2, solves the Sylvester equation through complex
 numbers, cuts small singular values in its inverses (``pinv``), and from the second step on rounds
 the squared gradient to bfloat16. Which Adam the efficient mode uses was inferred, not read.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 
-from toolkit.core.adapt.lowrank import warn_above
 from toolkit.core.adapt.model import Adapted
-from toolkit.core.adapt.peft import PeftNames
-from toolkit.core.adapt.sites import KINDS, Site
-from toolkit.core.declare.fields import Alpha, BelowOne, Declared, Range, Rank, Share
+from toolkit.core.adapt.sites import KINDS
+from toolkit.core.declare.fields import BelowOne, Like, Range, Rank, Share
 from toolkit.core.declare.info import Info
-from toolkit.lowrank.lora import LoRA, LoRALayer
+from toolkit.lowrank.lora import LoRA
 from toolkit.lowrank.lora_pro.adjustment import Adjustment
-from toolkit.lowrank.lora_pro.inner_adam import AdamAdjustment
+from toolkit.lowrank.lora_pro.moments import AdamAdjustment
 
 
 @dataclass(frozen=True)
-class LoRAPro(Declared):
-    r"""LoRA-Pro's hyperparameters; builds the factors of one layer, as LoRA does.
+class LoRAPro(LoRA):
+    r"""LoRA with another step: its hyperparameters, the factors of one layer, and the step's.
 
     ``mode="full"`` runs Adam inside, on :math:`\tilde g` of shape (m, n), and hands the adjusted
     pair of Adam's direction to the optimizer, which must be ``torch.optim.SGD`` without momentum:
@@ -66,7 +63,6 @@ class LoRAPro(Declared):
     Args:
         rank: rank r of the difference. Source: official Llama-2-7B scripts.
         alpha: numerator of the scale s = alpha / r. Source: official Llama-2-7B scripts.
-        dropout: dropout on the input of the low-rank branch. Source: as LoRA.
         rank_stabilised: divide alpha by sqrt(r) instead of r (rsLoRA). Source: official scripts,
             flag rslora.
         mode: Adam on the whole weight's gradient, or adjusted gradients for any optimizer. Source:
@@ -77,8 +73,8 @@ class LoRAPro(Declared):
         eps: full mode: added to Adam's denominator. Source: official code.
         damping: added to the diagonal of B'B and AA' before they are inverted. Source: official
             code.
-        official_clock: full mode: bias correction one step ahead, as the published code runs.
-            Source: official code; the paper has Adam's own.
+        like: full mode: Adam's own bias correction (paper), or one step ahead (code). Source:
+            paper; the published code increases its counter first.
 
     Raises:
         TypeError, ValueError: a hyperparameter of the wrong type or outside its range; at
@@ -86,16 +82,13 @@ class LoRAPro(Declared):
     """
 
     rank: Rank = 8
-    alpha: Alpha = 16.0
-    dropout: BelowOne = 0.0
-    rank_stabilised: bool = False
     mode: Literal["full", "efficient"] = "full"
     X: Literal["sylvester", "zero", "symmetric"] = "sylvester"
     beta1: BelowOne = 0.9
     beta2: BelowOne = 0.999
     eps: Annotated[float, Range(0.0, 1.0, log=True, open_low=True)] = 1e-08
     damping: Share = 1e-08
-    official_clock: bool = False
+    like: Like = "paper"
 
     info: ClassVar[Info] = Info(
         slug="lora_pro",
@@ -111,22 +104,8 @@ class LoRAPro(Declared):
         colour="#CC79A7",
         kinds=KINDS,
     )
-    peft: ClassVar[PeftNames] = LoRA.peft
     # the contract tests drive every method with AdamW, which full mode must refuse
     tiny: ClassVar[dict[str, Any]] = {"mode": "efficient"}
-
-    @property
-    def scale(self) -> float:
-        """s, the factor of BA."""
-        return self.alpha / (math.sqrt(self.rank) if self.rank_stabilised else self.rank)
-
-    def build(self, site: Site, generator: torch.Generator | None = None) -> LoRALayer:
-        warn_above(self.rank, site)
-        return LoRALayer(self, site, generator)
-
-    def count(self, site: Site) -> int:
-        """r (m + n) numbers for a layer of shape (m, n)."""
-        return self.rank * (site.rows + site.cols)
 
     def controller(
         self,
@@ -136,11 +115,7 @@ class LoRAPro(Declared):
         beside: torch.optim.Optimizer | None = None,
     ) -> Adjustment:
         if self.mode == "full":
-            full = AdamAdjustment(self, adapted.adapters, optimizer, adapted.extra, beside)
-            if adapted.resume:
-                full.refuse_foreign(adapted.resume)
-            full.let_go()  # the last thing, so that a refusal leaves the optimizer as it was
-            return full
+            return AdamAdjustment(self, adapted.adapters, optimizer, adapted.extra, beside)
         if beside is not None:
             raise TypeError(
                 "beside is for mode='full', where the optimizer must be SGD; in efficient mode "

@@ -7,14 +7,16 @@ after the start :math:`B^\top B` is near 0 and its inverse would carry no digit 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
-CHOICES = ("sylvester", "zero", "symmetric")
 # An eigenvalue of a Gram matrix below this share of the largest is rounding, not rank.
 RANK_TOLERANCE = 1e-14
+
+
+def widest(device: torch.device) -> torch.dtype:
+    """float64, except on MPS, which has none."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def equivalent_gradient(gA: Tensor, gB: Tensor, A: Tensor, B: Tensor, s: float) -> Tensor:
@@ -25,9 +27,7 @@ def equivalent_gradient(gA: Tensor, gB: Tensor, A: Tensor, B: Tensor, s: float) 
     Args:
         gA: (r, n) change of A, up to the factor minus learning rate.
         gB: (m, r) change of B.
-        A: (r, n) right factor.
-        B: (m, r) left factor.
-        s: scale of BA in the weight.
+        A: (r, n). B: (m, r). s: scale of BA in the weight.
 
     Returns:
         (m, n). One product with inner size 2 r, because two would write the matrix twice.
@@ -50,12 +50,8 @@ def solve_sylvester(P: Tensor, Q: Tensor, C: Tensor) -> Tensor:
     Returns:
         (r, k). Unique when all :math:`p_i + q_j > 0`. Where a sum vanishes the component is 0,
         which is the solution of least norm if there is one.
-
-    The official ``solve_sylvester`` runs a general eigen-decomposition in complex numbers instead.
     """
-    p, U = torch.linalg.eigh(P)
-    q, V = torch.linalg.eigh(Q)
-    return _sylvester(p, U, q, V, C)
+    return _sylvester(*torch.linalg.eigh(P), *torch.linalg.eigh(Q), C)
 
 
 def _sylvester(p: Tensor, U: Tensor, q: Tensor, V: Tensor, C: Tensor) -> Tensor:
@@ -65,7 +61,6 @@ def _sylvester(p: Tensor, U: Tensor, q: Tensor, V: Tensor, C: Tensor) -> Tensor:
     return U @ solved @ V.mT
 
 
-@dataclass(frozen=True)
 class Frame:
     """What the closed form needs of A and B, computed once and used for several gradients.
 
@@ -73,28 +68,17 @@ class Frame:
     (r, r) of B'B, ``q`` and ``V`` of AA'; damped inverses ``BB`` and ``AA`` (r, r) of both.
     """
 
-    A: Tensor
-    B: Tensor
-    p: Tensor
-    U: Tensor
-    q: Tensor
-    V: Tensor
-    BB: Tensor
-    AA: Tensor
-
-    @classmethod
-    def of(cls, A: Tensor, B: Tensor, damping: float) -> Frame:
-        """The frame of A (r, n) and B (m, r); errors as in :func:`adjusted`."""
+    def __init__(self, A: Tensor, B: Tensor, damping: float):
+        """From A (r, n) and B (m, r); errors as in :func:`adjusted`."""
         if not damping >= 0:
             raise ValueError(f"damping={damping!r} must be 0 or a small positive number")
-        # MPS knows no float64
-        wide = torch.float32 if A.device.type == "mps" else torch.float64
-        A, B = A.to(wide), B.to(wide)
+        wide = widest(A.device)
+        self.A, self.B = A, B = A.to(wide), B.to(wide)
         values, vectors = torch.linalg.eigh(torch.stack([B.mT @ B, A @ A.mT]))
-        (p, q), (U, V) = values.clamp_min(0), vectors  # rounding can leave -1e-17
-        BB = (U * _reciprocal(p, damping, "B")[..., None, :]) @ U.mT
-        AA = (V * _reciprocal(q, damping, "A")[..., None, :]) @ V.mT
-        return cls(A, B, p, U, q, V, BB, AA)
+        self.p, self.q = values.clamp_min(0)  # rounding can leave -1e-17
+        self.U, self.V = vectors
+        self.BB = (self.U * _reciprocal(self.p, damping, "B")[..., None, :]) @ self.U.mT
+        self.AA = (self.V * _reciprocal(self.q, damping, "A")[..., None, :]) @ self.V.mT
 
     def pair(
         self, gA_l: Tensor, gB_l: Tensor, s: float, X: str | Tensor = "sylvester"
@@ -113,7 +97,7 @@ class Frame:
         elif X == "zero":
             return gA, gB
         else:
-            raise ValueError(f"X={X!r} must be one of {list(CHOICES)}, or an (r, r) tensor")
+            raise ValueError(f"X={X!r} must be sylvester, zero, symmetric or an (r, r) tensor")
         return gA + chosen @ self.A, gB - self.B @ chosen
 
 
@@ -156,7 +140,7 @@ def adjusted(
 
     Source: paper (its theorem); official ``lorapro_full_adjustment``.
     """
-    gA, gB = Frame.of(A, B, damping).pair(gA_l, gB_l, s, X)
+    gA, gB = Frame(A, B, damping).pair(gA_l, gB_l, s, X)
     return gA.to(gA_l.dtype), gB.to(gB_l.dtype)
 
 

@@ -1,4 +1,4 @@
-"""Training at a perturbed point without ever writing into a parameter; and SAM, the reference.
+"""Training at a perturbed point without ever writing into a parameter.
 
 A :class:`Cover` lies over one adapted layer. It is empty until a controller fills it, holds for all
 forward passes up to the next optimizer step, and is neither saved nor copied.
@@ -7,11 +7,15 @@ forward passes up to the next optimizer step, and is neither saved nor copied.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
+
+from toolkit.core.adapt.sites import Site
+from toolkit.lowrank.lora import LoRA, LoRALayer
 
 Maker = Callable[..., Tensor]  # of nothing, or of out=, a tensor to fill
 
@@ -23,6 +27,7 @@ class Cover:
         shift: (dA, dB) that the layer adds to its factors, or None.
         stand_in: a shallow copy of the base layer with a weight of its own, or None.
         make: forms the perturbed weight anew, when it is not kept between forward and backward.
+        used: whether a forward pass has seen what lies there now.
     """
 
     def __init__(self) -> None:
@@ -32,6 +37,7 @@ class Cover:
         self.shift: tuple[Tensor, Tensor] | None = None
         self.stand_in: nn.Module | None = None
         self.make: Maker | None = None
+        self.used = False
 
     def __reduce__(self) -> Any:
         return Cover, ()  # a copy of the model, in memory or in a file, is a plain one
@@ -40,6 +46,10 @@ class Cover:
     def lies(self) -> bool:
         """Whether anything lies over the layer."""
         return self.shift is not None or self.stand_in is not None
+
+    def move(self, dA: Tensor, dB: Tensor) -> None:
+        """Shift the factors."""
+        self.shift, self.used = (dA, dB), False
 
     def lay(self, base: nn.Module, parameter: str, make: Maker, keep: bool) -> None:
         """Put a perturbed weight over the layer.
@@ -55,7 +65,7 @@ class Cover:
             self.stand_in = copy.copy(base)
             self.stand_in._parameters = dict(base._parameters)
         weight = base._parameters[parameter]
-        self.make = None if keep else make
+        self.make, self.used = None if keep else make, False
         held = self.stand_in._parameters[parameter]
         if not keep:
             self.stand_in._parameters[parameter] = weight
@@ -67,6 +77,14 @@ class Cover:
 
     def call(self, base: nn.Module, parameter: str, function: Callable[[nn.Module], Any]) -> Any:
         """``function`` of the base layer as it is covered now."""
+        if not torch.compiler.is_compiling():
+            if not self.used and torch._C._current_graph_task_id() != -1:  # inside backward()
+                raise RuntimeError(
+                    "activation checkpointing of the reentrant kind runs its first pass without "
+                    "gradients, so without the perturbation under which it is repeated here; use "
+                    "torch.utils.checkpoint with use_reentrant=False"
+                )
+            self.used = True
         if self.stand_in is None:
             return function(base)
         if self.make is None:
@@ -101,53 +119,38 @@ def _without_keeping(
         stand_in._parameters[parameter] = base._parameters[parameter]
 
 
-def sam_step(
-    parameters: Iterable[nn.Parameter], closure: Callable[[], Tensor], rho: float
-) -> Tensor:
-    r"""Gradients at the worst nearby point, by two passes: sharpness-aware minimisation.
+class CoveredLayer(LoRALayer):
+    """LoRA's factors of one layer, and the :class:`Cover` that may lie over it."""
 
-    .. math:: g = \nabla\mathcal L\Big(\theta + \rho\,\frac{\nabla\mathcal L(\theta)}
-        {\|\nabla\mathcal L(\theta)\|_2}\Big)
+    def __init__(self, method: LoRA, site: Site, generator: torch.Generator | None):
+        super().__init__(method, site, generator)
+        self.cover = Cover()
 
-    The parameters end bit for bit as they were, with g in their ``grad``; the optimizer's step is
-    yours. Source: Foret et al., arXiv 2010.01412, algorithm 1.
+    def perturbed(self) -> bool:
+        """Whether a forward pass now would run at the perturbed weight: none under ``no_grad``."""
+        return self.training and self.cover.lies and torch.is_grad_enabled()
 
-    Args:
-        parameters: the tensors to move, such as ``adapted.parameters()``.
-        closure: clears the gradients, computes the loss, calls ``backward()``, returns the loss.
-            It is called twice and must see the same batch both times.
-        rho: radius, in the units of the parameters.
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """B and A as a forward pass now would use them."""
+        if self.cover.shift is None or not self.perturbed():
+            return self.B, self.A
+        dA, dB = self.cover.shift
+        return self.B + dB, self.A + dA
 
-    Returns:
-        The loss of the first pass, at the parameters themselves. Where the gradient is zero there
-        is no direction, and the first pass is all.
+    def delta(self) -> Tensor:
+        """s B A, (m, n), without what lies over it."""
+        return self.scale * (self.B @ self.A)
 
-    Raises:
-        ValueError: ``rho`` is not positive, or no parameter has a gradient after the closure.
-        FloatingPointError: the first gradient is not finite; nothing was moved.
-    """
-    if not rho > 0:
-        raise ValueError(f"sam_step(rho={rho}): rho must be positive; SAM with 0 is plain training")
-    parameters = list(parameters)
-    loss = closure()
-    moved = [p for p in parameters if p.grad is not None]
-    if not moved:
-        raise ValueError("no parameter has a gradient: the closure must call loss.backward()")
-    grads = [p.grad for p in moved]
-    norm = float(torch.stack([n.float() for n in torch._foreach_norm(grads)]).norm())
-    if not norm < float("inf"):
-        raise FloatingPointError(
-            f"SAM's first gradient has norm {norm}; nothing was moved. Lower the learning rate, "
-            "clip gradients, or skip the step"
-        )
-    if norm == 0:
-        return loss
-    with torch.no_grad():
-        old = [p.clone() for p in moved]
-        torch._foreach_add_(moved, torch._foreach_mul(grads, rho / norm))
-    try:
-        closure()
-    finally:
-        with torch.no_grad():
-            torch._foreach_copy_(moved, old)  # adding and subtracting would leave rounding behind
-    return loss
+    def merged(self, base: nn.Module) -> dict[str, Tensor]:
+        """The weight that a forward pass now would use: plain under ``no_grad``, as in a merge."""
+        if not self.perturbed():
+            return super().merged(base)
+        return self.cover.call(base, self.site.parameter, super().merged)
+
+    def forward(self, base: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if not self.perturbed():
+            return super().forward(base, *args, **kwargs)
+        if self.site.kind == "attention" and not self.dropout:
+            return functional_call(base, self.merged(base), args, kwargs)
+        plain = super().forward
+        return self.cover.call(base, self.site.parameter, lambda x: plain(x, *args, **kwargs))
