@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from toolkit.core.adapt.sites import Site
-from toolkit.core.adapt.steps.budget import orthogonality_gradients
 from toolkit.core.adapt.steps.growth import (
     GrowthController,
     Scorer,
@@ -19,6 +18,7 @@ from toolkit.core.adapt.steps.growth import (
     choose,
     looks,
 )
+from toolkit.core.adapt.steps.orthogonality import value_and_gradients
 
 
 def size_factor(site: Site, normalise: str) -> float:
@@ -244,7 +244,7 @@ class IncrementController(GrowthController):
         else:
             sets = [layer.blocks() for layer in self.layers]
         pairs = [(torch.cat(Bs, 1), torch.cat(As)) for Bs, As in sets]
-        extra = iter(orthogonality_gradients(pairs, m.squared))
+        extra = iter(value_and_gradients(pairs, m.squared)[1])
         tensors, additions = [], []
         for Bs, As in sets:
             for parts, dim in ((Bs, 1), (As, 0)):

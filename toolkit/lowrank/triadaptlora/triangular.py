@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from toolkit.core.adapt.steps.budget import orthogonality_gradients
 from toolkit.core.adapt.steps.growth import GrowthController, Scorer, average_over_ranks, choose
+from toolkit.core.adapt.steps.orthogonality import value_and_gradients
 
 
 def positions(widths: Sequence[int]) -> Tensor:
@@ -192,7 +192,7 @@ class TriangularController(GrowthController):
 
     def _penalise(self) -> None:
         factors = [layer.factors() for layer in self.layers]
-        extra = iter(orthogonality_gradients([(B, A) for A, B in factors]))
+        extra = iter(value_and_gradients([(B, A) for A, B in factors])[1])
         tensors, pieces = [], []
         for layer in self.layers:
             for letter, whole, dim in (("B", next(extra), 1), ("A", next(extra), 0)):
