@@ -74,11 +74,16 @@ def refuses_bad_hyperparameters(case: Case) -> None:
 
 def warns_of_a_rank_above_the_layer(case: Case) -> None:
     """It is taken as given: published adapters have such ranks, and files must be readable."""
-    if "rank" not in {h.name for h in hyperparameters(case.method)}:
+    names = {h.name for h in hyperparameters(case.method)} & {"rank", "init_rank"}
+    if not names:
         return
+    (start,) = names
     layers = adapt(case.base(), case.method, case.targets).sites.values()
     most = min(min(s.site.rows, s.site.cols) for s in layers)
-    method = type(case.method)(rank=most + 1, **_ranks_off(case))
+    ranks = _ranks_off(case) | {start: most + 1}
+    if start == "init_rank":  # where ranks only grow, the target is not below the start
+        ranks["target_rank"] = max(ranks["target_rank"], most + 1)
+    method = type(case.method)(**ranks)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         adapted = adapt(case.base(), method, case.targets)

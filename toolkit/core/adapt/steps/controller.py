@@ -18,6 +18,7 @@ class Controller:
         step: steps done.
         exclusive: whether no other controller may share the optimizer, because this one takes
             over what the optimizer does. A method says the same by an attribute of this name.
+        lengthening: beginnings of names in the state whose first dimension grows over a run.
 
     Args:
         method: the hyperparameters.
@@ -26,6 +27,7 @@ class Controller:
     """
 
     exclusive: ClassVar[bool] = False
+    lengthening: ClassVar[tuple[str, ...]] = ()
     _unhook: Callable[[], None] = staticmethod(lambda: None)
 
     def __init__(
@@ -85,7 +87,8 @@ class Controller:
         own = self.state()
         for key in own.keys() | state.keys():
             ours, theirs = own.get(key), state.get(key)
-            if ours is None or theirs is None or ours.shape != theirs.shape:
+            start = int(key.startswith(self.lengthening))
+            if ours is None or theirs is None or ours.shape[start:] != theirs.shape[start:]:
                 raise ValueError(
                     f"the saved schedule does not fit {self.title} on these {len(self.layers)} "
                     f"layers: {key!r} is {_shape(theirs)} there and {_shape(ours)} here; attach "

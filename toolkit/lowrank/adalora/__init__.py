@@ -6,31 +6,31 @@ is shared by all layers:
 .. math:: W_k = W_k^{(0)} + \frac{\alpha}{r_0 + 10^{-5}}\,P_k \,\mathrm{diag}(\lambda_k)\, Q_k
 
 Source: Zhang et al., *Adaptive Budget Allocation for Parameter-Efficient Fine-Tuning*, arXiv
-2303.10512; official code ``QingruZhang/AdaLoRA``. Where they differ, the code is followed: the
-penalty is the mean of unsquared norms (``squared=True`` gives the paper's sum of squares),
-importance is taken from the updated parameter and the gradient that updated it, steps count from 0,
-the divisor stays at the initial rank and carries 1e-5.
+2303.10512; official code ``QingruZhang/AdaLoRA``. Where they differ:
+
+* the penalty is a sum of squared norms in the paper, the mean of unsquared ones in the code:
+  ``like``;
+* importance is taken from the updated parameter and the gradient that updated it, steps count from
+  0, the divisor stays at the initial rank and carries 1e-5: all as in the code.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from toolkit.core.adapt import lowrank as factored
-from toolkit.core.adapt.lowrank import warn_above
+from toolkit.core.adapt.lowrank import LowRankLayer, LowRankMethod
 from toolkit.core.adapt.model import Adapted
 from toolkit.core.adapt.peft import PeftNames
-from toolkit.core.adapt.sites import Site, normal
-from toolkit.core.adapt.steps.budget import BudgetController
+from toolkit.core.adapt.sites import KINDS, Site, normal
 from toolkit.core.declare.fields import (
     Alpha,
     BelowOne,
-    Declared,
     Interval,
+    Like,
     Range,
     Rank,
     Smoothing,
@@ -38,16 +38,17 @@ from toolkit.core.declare.fields import (
     Weight,
 )
 from toolkit.core.declare.info import Info
+from toolkit.lowrank.adalora.allocation import AllocationController
 
 
 @dataclass(frozen=True)
-class AdaLoRA(Declared):
+class AdaLoRA(LowRankMethod):
     r"""AdaLoRA's hyperparameters; builds the triplets of one layer.
 
     A run of T steps keeps the full budget :math:`b_0` for ``warmup`` steps, shrinks it along a
     cubic to :math:`b_T` (``target_rank`` times the number of layers, or ``total_rank``), and keeps
     the chosen triplets for the last ``final`` steps. Call ``adapted.attach(optimizer,
-    total_steps=T)``.
+    total_steps=T)``; options: :class:`~toolkit.lowrank.adalora.allocation.AllocationController`.
 
     Args:
         rank: initial rank r0 of every layer. Source: peft's default; official scripts 1.5 to 3
@@ -60,8 +61,8 @@ class AdaLoRA(Declared):
         dropout: dropout on the input of the branch. Source: official code.
         orthogonality: weight gamma of the orthogonality penalty. Source: official scripts 0.1 to
             0.3; paper from 0.1, 0.3, 0.5.
-        squared: penalty as in the paper: squared norms, summed. Source: paper equation 4; the code
-            does not square.
+        like: penalty: squared norms, summed (paper, equation 4), or the mean of norms (code).
+            Source: official code.
         warmup: steps t_i at the full budget. Source: official scripts, by task.
         final: steps t_f at the final budget. Source: official scripts, by task.
         interval: steps between two allocations. Source: official scripts 1, 10 or 100 by task.
@@ -80,7 +81,7 @@ class AdaLoRA(Declared):
     alpha: Alpha = 16.0
     dropout: BelowOne = 0.0
     orthogonality: Weight = 0.1
-    squared: bool = False
+    like: Like = "code"
     warmup: Steps = 0
     final: Steps = 0
     interval: Interval = 1
@@ -100,7 +101,7 @@ class AdaLoRA(Declared):
         count=r"r_0\,(m+n+1)",
         inference="none once merged",
         colour="#D55E00",
-        kinds=("linear", "hf_conv1d", "conv", "embedding", "attention"),
+        kinds=KINDS,
     )
     peft: ClassVar[PeftNames] = PeftNames(
         kind="ADALORA",
@@ -132,10 +133,10 @@ class AdaLoRA(Declared):
 
     @property
     def scale(self) -> float:
+        """The factor of P diag(lambda) Q."""
         return self.alpha / (self.rank + 1e-5)
 
-    def build(self, site: Site, generator: torch.Generator | None = None) -> AdaLoRALayer:
-        warn_above(self.rank, site)
+    def layer(self, site: Site, generator: torch.Generator | None) -> AdaLoRALayer:
         return AdaLoRALayer(self, site, generator)
 
     def count(self, site: Site) -> int:
@@ -144,65 +145,44 @@ class AdaLoRA(Declared):
 
     def controller(
         self, adapted: Adapted, optimizer: torch.optim.Optimizer, total_steps: int | None, **options
-    ) -> BudgetController:
-        return BudgetController(self, adapted.adapters, total_steps, **options)
+    ) -> AllocationController:
+        return AllocationController(self, adapted.adapters, optimizer, total_steps, **options)
 
 
-class AdaLoRALayer(nn.Module):
+class AdaLoRALayer(LowRankLayer):
     """The triplets of one layer: ``P`` (m, r), ``E`` (r, 1) for lambda, ``Q`` (r, n)."""
 
     def __init__(self, method: AdaLoRA, site: Site, generator: torch.Generator | None):
-        super().__init__()
-        self.site, self.scale, self.dropout = site, method.scale, method.dropout
+        super().__init__(method, site)
+        self.scale = method.scale
         r, m, n = method.rank, site.rows, site.cols
         self.P = nn.Parameter(normal((m, r), 0.02, site, generator))
         self.E = nn.Parameter(torch.zeros(r, 1, dtype=site.dtype, device=site.device))
         self.Q = nn.Parameter(normal((r, n), 0.02, site, generator))
 
-    def delta(self) -> Tensor:
-        """alpha / r0 * P diag(lambda) Q, shape (m, n)."""
-        return self.scale * (self.P @ (self.E * self.Q))
-
-    def merged(self, base: nn.Module) -> dict[str, Tensor]:
-        return factored.merged(base, self.site, self.E * self.Q, self.P, self.scale)
-
-    def forward(self, base: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        return factored.apply(
-            base,
-            self.site,
-            self.E * self.Q,
-            self.P,
-            self.scale,
-            self.dropout,
-            self.training,
-            args,
-            kwargs,
-        )
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """P (m, r) and diag(lambda) Q (r, n)."""
+        return self.P, self.E * self.Q
 
     def alive(self) -> Tensor:
         """(r,) booleans: which triplets count."""
         return self.E.detach()[:, 0] != 0
 
-    @torch.no_grad()
     def compact(self) -> None:
         """Drop triplets with lambda = 0; the map and its scale stay the same."""
-        kept = self.alive()
-        self.resize({"E": self.E[kept]}, kept)
+        self._keep(self.alive())
+
+    def resize(self, state: dict[str, Tensor]) -> None:
+        """Take on the rank of saved tensors, which is lower after :meth:`compact`."""
+        if "E" in state:
+            self._keep(torch.arange(len(self.E), device=self.E.device) < state["E"].shape[0])
 
     @torch.no_grad()
-    def resize(self, state: dict[str, Tensor], kept: Tensor | None = None) -> None:
-        """Take on the rank of saved tensors, which is lower after :meth:`compact`."""
-        rank = state["E"].shape[0] if "E" in state else self.E.shape[0]
-        if kept is None:
-            kept = torch.arange(self.E.shape[0], device=self.E.device) < rank
-        if int(kept.sum()) == self.E.shape[0]:
-            return
-        self.P = nn.Parameter(self.P[:, kept].contiguous())
-        self.E = nn.Parameter(self.E[kept].contiguous())
-        self.Q = nn.Parameter(self.Q[kept].contiguous())
+    def _keep(self, kept: Tensor) -> None:
+        if not bool(kept.all()):
+            self.P = nn.Parameter(self.P[:, kept].contiguous())
+            self.E = nn.Parameter(self.E[kept].contiguous())
+            self.Q = nn.Parameter(self.Q[kept].contiguous())
 
     def facts(self) -> dict[str, int]:
         return {"rank": int(self.alive().sum())}
-
-    def extra_repr(self) -> str:
-        return f"rank={self.E.shape[0]}, scale={self.scale:g}"
