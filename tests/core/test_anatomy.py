@@ -75,6 +75,7 @@ MODELS = {
     ),
     "albert": lambda: hf("AlbertModel", "AlbertConfig", **BERT, embedding_size=8),
     "gpt2": lambda: hf("GPT2LMHeadModel", "GPT2Config", **GPT2),
+    "gpt": lambda: hf("OpenAIGPTModel", "OpenAIGPTConfig", **GPT2),
     "gpt2 cross": lambda: hf("GPT2Model", "GPT2Config", **GPT2, add_cross_attention=True),
     "llama": lambda: hf("LlamaForCausalLM", "LlamaConfig", **BERT, num_key_value_heads=1),
     "phi3": lambda: hf("Phi3Model", "Phi3Config", **BERT, num_key_value_heads=1),
@@ -191,6 +192,10 @@ EXPECTED = {
         )
         for n in range(2)
     },
+    "gpt": {
+        f"h.{n}": (fused("attn.c_attn", "attn.c_proj"), {}, CONV1D, ("ln_1", "ln_2"), None)
+        for n in range(2)
+    },
     "gpt2 cross": {
         f"h.{n}": (
             fused("attn.c_attn", "attn.c_proj"),
@@ -274,6 +279,7 @@ INPUTS = {
     "siglip": lambda m: m(torch.randn(2, 1, 8, 8)),
     "clip": lambda m: m(WORDS, torch.randn(2, 1, 8, 8)),
     "t5": lambda m: m(input_ids=WORDS, decoder_input_ids=WORDS),
+    "gpt": lambda: hf("OpenAIGPTModel", "OpenAIGPTConfig", **GPT2),
     "gpt2 cross": lambda m: m(WORDS, encoder_hidden_states=torch.randn(2, 3, 16)),
 }
 

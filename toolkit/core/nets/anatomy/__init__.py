@@ -59,7 +59,10 @@ class Anatomy:
         had = {part for rows in found for part, _ in rows}
         for part, members in wanted.items():
             if not had & set(members):
-                raise ValueError(f"{part}: no block has it; they have {', '.join(sorted(had))}.")
+                raise ValueError(
+                    f"{part}: no block has it; they have {', '.join(sorted(had))}. If it is there "
+                    "and not recognised, say where, with Anatomy.by_hand."
+                )
         roles = {role for members in wanted.values() for role in members}
         return list(dict.fromkeys(name for rows in found for part, name in rows if part in roles))
 

@@ -27,10 +27,13 @@ class Block:
             whose `in_proj_weight` holds all three. Empty when no self-attention is recognised.
         cross_attention: the same of the attention to another stack's tokens, empty if none.
         feed_forward: layer of each role: up, down, and gate if there is one (or gate_up in one).
-            Empty when there is none, or many side by side (a mixture of experts).
-        norms: norms of the stream's width, in the order in which they act.
+            Empty when there is none, or many side by side (a mixture of experts); where one expert
+            is shared, that one.
+        norms: norms of the stream's width, in the order in which they act, or of registration where
+            the form does not tell (more than one for each part).
         pre_norm: True when each norm acts before its attention or feed-forward, False when after
             the sum, None when the form does not tell. (BART and OPT are alike in all but this.)
+            Where names decide they are believed, though `layernorm_before` of Swin V2 acts after.
         scales: LayerScale modules or parameters.
     """
 

@@ -20,8 +20,9 @@ def norms_in(modules: Modules, place: str, width: int) -> list[str]:
     return [
         name
         for name, module in modules.items()
+        if name and inside(name, place) and is_norm(module, width)
         # norms of queries and keys stand beside their layers and bear their names
-        if name and inside(name, place) and role(name) is None and is_norm(module, width)
+        if not any(map(role, name[len(place) :].split(".")))
     ]
 
 
@@ -49,7 +50,8 @@ class Norms:
         held: list[Attention],
         feed: Mapping[str, str],
     ) -> None:
-        self.modules, self.place, self.held, self.feed = modules, place, held, feed
+        self.modules, self.place, self.width = modules, place, width
+        self.held, self.feed = held, feed
         self.number = {name: number for number, name in enumerate(modules)}
         registered = norms_in(modules, place, width)
         ends = [found.layers["output"] for found in held if "output" in found.layers]
@@ -72,6 +74,15 @@ class Norms:
         others = [n for n in others if n not in late]
         return inner + others[:1] + late + others[1:]
 
+    def _ended(self) -> bool:
+        """Whether a last norm follows the stack, as the sums of pre-norm blocks need one."""
+        return any(
+            inside(self.place, parent(norm))
+            and not inside(norm, self.place)
+            and self.number[norm] > self.number[self.place]
+            for norm in norms_in(self.modules, "", self.width)
+        )
+
     def first(self) -> bool | None:
         """True for pre-norm, False for post-norm, None when the form does not tell."""
         for flag in FLAGS:
@@ -92,8 +103,10 @@ class Norms:
                 return None
         if self.number[first] < min(self.number[start] for start in starts):
             return True
-        if any(word in last for word in ("before", "input", "pre")) or last.endswith("1"):
+        if any(word in last for word in ("before", "input", "pre")):
             return True
+        if last.endswith("1") and self._ended():
+            return True  # CLIP; the first GPT is like it but for the end, and post-norm
         if last.startswith(("sa_", "output_")):
             return False  # DistilBERT
         # no network puts RMS norms after the sum; OLMo 2 has them before it, and says post
