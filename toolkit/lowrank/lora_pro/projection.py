@@ -51,7 +51,8 @@ def solve_sylvester(P: Tensor, Q: Tensor, C: Tensor) -> Tensor:
         (r, k). Unique when all :math:`p_i + q_j > 0`. Where a sum vanishes the component is 0,
         which is the solution of least norm if there is one.
     """
-    return _sylvester(*torch.linalg.eigh(P), *torch.linalg.eigh(Q), C)
+    (p, U), (q, V) = torch.linalg.eigh(P), torch.linalg.eigh(Q)
+    return _sylvester(p, U, q, V, C)
 
 
 def _sylvester(p: Tensor, U: Tensor, q: Tensor, V: Tensor, C: Tensor) -> Tensor:
