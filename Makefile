@@ -30,6 +30,7 @@ test: lint check notebooks ## everything that must pass
 
 lint: $(READY)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 check: $(READY)
 	$(TESTS) tests $(ARGS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import tempfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import toolkit
+from benchmarks.rows import Kept, each, log
 from benchmarks.timing import alternate, compare, emit, peak_bytes, tensor_bytes
 from toolkit import AdaLoRA, IncreLoRA, LoRA, LoRAMGPO, LoRAPro, TriAdaptLoRA, adapt, catalogue
 from toolkit.core.declare.catalogue import hyperparameters
@@ -21,15 +23,29 @@ RANK, LAST = 8, 1_000_000
 
 
 class WithLoss(nn.Module):
-    """The encoder with a loss on top, in the form that peft's AdaLoRA adds its penalty to."""
+    """The encoder with a loss on top, in the form that peft's AdaLoRA adds its penalty to.
 
-    def __init__(self, encoder: nn.Module):
+    The loss is the distance to random targets, one vector per position. The mean square of the
+    output would not do: the last layer normalisation of random weights holds it at 1, so its
+    gradient is rounding, and LoRA-MGPO, which moves by the inverse of the gradient's norm, leaves
+    what a number can hold.
+
+    Args:
+        encoder: returns ``last_hidden_state`` (batch, length, width).
+        width: of the hidden states.
+        length: the most positions of a batch.
+    """
+
+    def __init__(self, encoder: nn.Module, width: int, length: int = 128):
         super().__init__()
         self.encoder = encoder
+        draw = torch.Generator().manual_seed(0)
+        self.register_buffer("target", torch.randn(length, width, generator=draw))
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> SimpleNamespace:
         out = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        return SimpleNamespace(loss=out.float().square().mean())
+        gap = out.float() - self.target[: out.shape[1]]
+        return SimpleNamespace(loss=gap.square().mean())
 
 
 def is_target(name: str, module: nn.Module) -> bool:
@@ -141,25 +157,40 @@ METHODS = {
 def steps(base: nn.Module, batch: dict[str, Tensor], where: str, rounds: int, facts: dict) -> None:
     """Step time and peak memory of each method, and the floor."""
     device = next(base.parameters()).device
-    arms: dict[str, Arm] = {"floor": floor(base, batch)}
+    makers = {"floor": partial(floor, base, batch)}
     for slug, method in METHODS.items():
-        arms[slug] = ours(base, method, batch)
-        arms[f"{slug}-peer"] = peers(base, method, batch)
+        makers[slug] = partial(ours, base, method, batch)
+        makers[f"{slug}-peer"] = partial(peers, base, method, batch)
+    arms = each(makers)
     if where.endswith("compiled"):
         for arm in arms.values():
             arm.run = torch.compile(arm.model)
     stepping = {name: arm.step for name, arm in arms.items()}
     times = alternate(stepping, rounds, 1, device, settle=1, repeat=3)
-    bound = times["floor"]
-    emit(compare(f"floor/step/{where}", bound, times["lora-peer"], "ms", **facts))
+    times.failed |= arms.failed
+    for slug in ("floor", *METHODS):
+        peer = "lora-peer" if slug == "floor" else f"{slug}-peer"
+        timed(f"{slug}/step/{where}", times, slug, peer, facts)
     for slug in METHODS:
-        emit(compare(f"{slug}/step/{where}", times[slug], times[f"{slug}-peer"], "ms", **facts))
-    for slug in METHODS:
-        pair = []
-        for name in (slug, f"{slug}-peer"):
-            arm = arms[name]
-            pair.append([(arm.held() + peak_bytes(arm.step, device)) / 2**20 for _ in range(3)])
-        emit(compare(f"{slug}/peak-memory/{where}", *pair, "MiB", **facts))
+        weighed(f"{slug}/peak-memory/{where}", arms, slug, f"{slug}-peer", device, facts)
+
+
+def timed(title: str, times: Kept, name: str, peer: str, facts: dict) -> None:
+    """The row of two arms' times."""
+    with log.attempt(title):
+        emit(compare(title, times[name], times[peer], "ms", **facts))
+
+
+def weighed(
+    title: str, arms: Kept, name: str, peer: str, device: torch.device, facts: dict
+) -> None:
+    """The row of two arms' peak memory."""
+    with log.attempt(title):
+        pair = [
+            [(arm.held() + peak_bytes(arm.step, device)) / 2**20 for _ in range(3)]
+            for arm in (arms[name], arms[peer])
+        ]
+        emit(compare(title, *pair, "MiB", **facts))
 
 
 def at_equal_rank(method: type) -> Any:
@@ -176,76 +207,77 @@ def against_lora(base: nn.Module, batch: dict, where: str, rounds: int, facts: d
     """Step time and peak memory of every method of the part relative to LoRA's."""
     device = next(base.parameters()).device
     part = [e for e in catalogue() if e.part == "lowrank"]
-    methods = {e.slug: at_equal_rank(e.method) for e in part} | SPECIAL
-    others = [name for name in methods if name != "lora"]
-    arms = {name: ours(base, method, batch) for name, method in methods.items()}
+    makers = {e.slug: lambda e=e: ours(base, at_equal_rank(e.method), batch) for e in part}
+    makers |= {name: lambda m=m: ours(base, m, batch) for name, m in SPECIAL.items()}
+    others = [name for name in makers if name != "lora"]
+    arms = each(makers)
     stepping = {name: arm.step for name, arm in arms.items()}
     times = alternate(stepping, rounds, 1, device, settle=1, repeat=2)
+    times.failed |= arms.failed
     for name in others:
         slug, _, what = name.partition("/")
         title = f"{slug}/{what}-step-vs-lora" if what else f"{slug}/step-vs-lora"
-        emit(compare(f"{title}/{where}", times[name], times["lora"], "ms", **facts))
+        timed(f"{title}/{where}", times, name, "lora", facts)
     for name in others:
         slug, _, what = name.partition("/")
         title = f"{slug}/{what}-peak-memory-vs-lora" if what else f"{slug}/peak-memory-vs-lora"
-        pair = [
-            [(arm.held() + peak_bytes(arm.step, device)) / 2**20 for _ in range(3)]
-            for arm in (arms[name], arms["lora"])
-        ]
-        emit(compare(f"{title}/{where}", *pair, "MiB", **facts))
+        weighed(f"{title}/{where}", arms, name, "lora", device, facts)
 
 
-def files(base: nn.Module, batch: dict[str, Tensor], rounds: int, facts: dict) -> None:
+def files(base: nn.Module, rounds: int, facts: dict) -> None:
     """adapt(), save and load on CPU."""
+    for slug, method in METHODS.items():
+        with log.attempt(f"{slug}/adapt/cpu"):
+            adapting(base, slug, method, rounds, facts)
+        with log.attempt(f"{slug}/save and load/cpu"):
+            saving(base, slug, method, rounds, facts)
+
+
+def by_turns(calls: dict[str, Any], base: nn.Module, rounds: int) -> dict[str, list[float]]:
+    """Seconds of calls that change the network they are given.
+
+    Every call gets a fresh copy, made untimed; the order turns.
+    """
+    made: dict[str, list[float]] = {name: [] for name in calls}
+    for i in range(rounds):
+        fresh = {name: copy.deepcopy(base) for name in calls}
+        for name in calls if i % 2 else reversed(calls):
+            call = partial(calls[name], fresh[name])
+            made[name] += alternate({name: call}, 1, 0, torch.device("cpu"))[name]
+    return made
+
+
+def adapting(base: nn.Module, slug: str, method: Any, rounds: int, facts: dict) -> None:
+    """The row of adapt()."""
     import peft
 
-    cpu = torch.device("cpu")
     targets = [n for n, m in base.named_modules() if is_target(n, m)]
-    for slug, method in METHODS.items():
-        fresh: dict[str, nn.Module] = {}
+    calls = {
+        "ours": lambda model: adapt(model, method, is_target),
+        "peer": lambda model: peft.get_peft_model(model, peer_config(method, targets)),
+    }
+    made = by_turns(calls, base, rounds)
+    emit(compare(f"{slug}/adapt/cpu", made["ours"], made["peer"], "ms", **facts))
 
-        def ready(who: str, fresh: dict = fresh) -> None:
-            fresh[who] = copy.deepcopy(base)
 
-        made: dict[str, list[float]] = {"ours": [], "peer": []}
-        for i in range(rounds):
-            # peft changes the model for good, so every round gets fresh copies, made untimed
-            for who in ("ours", "peer"):
-                ready(who)
-            for who in ("ours", "peer") if i % 2 else ("peer", "ours"):
-                call = (
-                    (lambda m=fresh["ours"], k=method: adapt(m, k, is_target))
-                    if who == "ours"
-                    else lambda m=fresh["peer"], k=method: peft.get_peft_model(
-                        m, peer_config(k, targets)
-                    )
-                )
-                made[who] += alternate({who: call}, 1, 0, cpu)[who]
-        emit(compare(f"{slug}/adapt/cpu", made["ours"], made["peer"], "ms", **facts))
+def saving(base: nn.Module, slug: str, method: Any, rounds: int, facts: dict) -> None:
+    """The rows of save and load."""
+    import peft
 
-        mine, theirs = copy.deepcopy(base), copy.deepcopy(base)
-        adapted = adapt(mine, method, is_target)
-        wrapped = peft.get_peft_model(theirs, peer_config(method, targets))
-        with tempfile.TemporaryDirectory() as folder:
-            path, there = Path(folder, "ours.safetensors"), Path(folder, "peer")
-            saved = alternate(
-                {"ours": lambda p=path, a=adapted: a.save(p),
-                 "peer": lambda p=there, w=wrapped: w.save_pretrained(p)},
-                rounds, 2, cpu,
-            )  # fmt: skip
-            emit(compare(f"{slug}/save/cpu", saved["ours"], saved["peer"], "ms", **facts))
-            loaded: dict[str, list[float]] = {"ours": [], "peer": []}
-            for i in range(rounds):
-                for who in ("ours", "peer"):
-                    ready(who)
-                for who in ("ours", "peer") if i % 2 else ("peer", "ours"):
-                    call = (
-                        (lambda m=fresh["ours"], p=path: toolkit.load(m, p))
-                        if who == "ours"
-                        else lambda m=fresh["peer"], p=there: peft.PeftModel.from_pretrained(m, p)
-                    )
-                    loaded[who] += alternate({who: call}, 1, 0, cpu)[who]
-            emit(compare(f"{slug}/load/cpu", loaded["ours"], loaded["peer"], "ms", **facts))
+    targets = [n for n, m in base.named_modules() if is_target(n, m)]
+    adapted = adapt(copy.deepcopy(base), method, is_target)
+    wrapped = peft.get_peft_model(copy.deepcopy(base), peer_config(method, targets))
+    with tempfile.TemporaryDirectory() as folder:
+        path, there = Path(folder, "ours.safetensors"), Path(folder, "peer")
+        saves = {"ours": lambda: adapted.save(path), "peer": lambda: wrapped.save_pretrained(there)}
+        saved = alternate(saves, rounds, 2, torch.device("cpu"))
+        emit(compare(f"{slug}/save/cpu", saved["ours"], saved["peer"], "ms", **facts))
+        loads = {
+            "ours": lambda model: toolkit.load(model, path),
+            "peer": lambda model: peft.PeftModel.from_pretrained(model, there),
+        }
+        loaded = by_turns(loads, base, rounds)
+        emit(compare(f"{slug}/load/cpu", loaded["ours"], loaded["peer"], "ms", **facts))
 
 
 def network(device: str) -> tuple[nn.Module, str]:
@@ -273,7 +305,7 @@ def network(device: str) -> tuple[nn.Module, str]:
     for module in encoder.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-    return WithLoss(encoder).to(device).train(), weights
+    return WithLoss(encoder, encoder.config.hidden_size).to(device).train(), weights
 
 
 def main(rounds: int = 15, threads: int = 2) -> None:
@@ -290,9 +322,11 @@ def main(rounds: int = 15, threads: int = 2) -> None:
         "transformers": transformers.__version__,
     }
     facts = {"weights": weights, "threads": threads, "batch": 16, "length": 64, **versions}
-    steps(base, make_batch(16, 64, "cpu"), "cpu", rounds, facts)
-    against_lora(base, make_batch(16, 64, "cpu"), "cpu", rounds, facts)
-    files(base, make_batch(16, 64, "cpu"), rounds, facts)
+    with log.attempt("step/cpu"):
+        steps(base, make_batch(16, 64, "cpu"), "cpu", rounds, facts)
+    with log.attempt("vs-lora/cpu"):
+        against_lora(base, make_batch(16, 64, "cpu"), "cpu", rounds, facts)
+    files(base, rounds, facts)
     if torch.cuda.is_available():
         base = base.to("cuda", torch.bfloat16)
         facts = {
@@ -305,7 +339,8 @@ def main(rounds: int = 15, threads: int = 2) -> None:
         }
         batch = make_batch(256, 128, "cuda")
         for where in ("gpu-eager", "gpu-compiled"):
-            steps(base, batch, where, rounds, facts)
+            with log.attempt(f"step/{where}"):
+                steps(base, batch, where, rounds, facts)
 
 
 def make_batch(size: int, length: int, device: str) -> dict[str, Tensor]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import gc
-import json
 import statistics
 import time
 from collections.abc import Callable, Mapping
 
 import torch
+
+from benchmarks.rows import Kept, log
 
 Arm = Callable[[], object]
 
@@ -25,31 +26,47 @@ def alternate(
     device: torch.device,
     settle: int = 0,
     repeat: int = 1,
-) -> dict[str, list[float]]:
-    """Seconds per call of every arm in every round.
+) -> Kept:
+    """Seconds per call of every arm in every round: name -> list.
+
+    An arm that raises is left out from there on; asking for its times raises its error.
 
     The order turns, so no arm always follows another. In each turn an arm makes ``settle`` untimed
     calls and then ``repeat`` timed ones: the first call after another arm pays for memory that the
     other's pattern of allocations left behind, which a training run does not.
     """
     names = list(arms)
-    times: dict[str, list[float]] = {name: [] for name in names}
+    times = Kept()
+    times |= {name: [] for name in names}
     for i in range(warmup + rounds):
         turn = names[i % len(names) :] + names[: i % len(names)]
         for name in turn:
-            for _ in range(settle):
-                arms[name]()
-            gc.disable()
-            synchronise(device)
-            start = time.perf_counter()
-            for _ in range(repeat):
-                arms[name]()
-            synchronise(device)
-            elapsed = (time.perf_counter() - start) / repeat
-            gc.enable()
+            if name in times.failed:
+                continue
+            try:
+                elapsed = _seconds(arms[name], device, settle, repeat)
+            except Exception as error:
+                times.fail(name, error)
+                continue
             if i >= warmup:
                 times[name].append(elapsed)
     return times
+
+
+def _seconds(arm: Arm, device: torch.device, settle: int, repeat: int) -> float:
+    """Seconds per call of one arm, after ``settle`` untimed calls."""
+    for _ in range(settle):
+        arm()
+    gc.disable()
+    try:
+        synchronise(device)
+        start = time.perf_counter()
+        for _ in range(repeat):
+            arm()
+        synchronise(device)
+        return (time.perf_counter() - start) / repeat
+    finally:
+        gc.enable()
 
 
 def spread(values: list[float]) -> float:
@@ -78,7 +95,8 @@ def compare(name: str, ours: list[float], peer: list[float], unit: str, **facts)
 
 
 def emit(row: dict) -> None:
-    print(json.dumps(row), flush=True)
+    """Print a row, and keep it if rows are kept."""
+    log.emit(row)
 
 
 def peak_bytes(step: Arm, device: torch.device) -> int:

@@ -17,7 +17,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _EXPORTS = {
-    "adapt": "toolkit.core.adapt.model",
+    "adapt": "toolkit.core.adapt.put",
     "Adapted": "toolkit.core.adapt.model",
     "load": "toolkit.core.adapt.load",
     "save_peft": "toolkit.core.adapt.peft",

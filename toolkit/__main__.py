@@ -129,7 +129,7 @@ def trial(e: Entry, chosen: dict[str, Any], steps: int, lr: float, seed: int) ->
     """
     import torch
 
-    from toolkit.core.adapt.model import adapt
+    from toolkit.core.adapt.put import adapt
     from toolkit.core.nets import planted_teacher
 
     if steps < 1:

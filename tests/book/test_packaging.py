@@ -104,6 +104,12 @@ def test_constraints_pin_every_requirement_to_a_version_that_satisfies_it() -> N
         assert need.specifier.contains(version, prereleases=True), f"{need} excludes {version}"
 
 
+def test_what_runs_before_a_commit_is_what_the_makefile_runs() -> None:
+    hooks = yaml.safe_load(text(".pre-commit-config.yaml"))["repos"]
+    (ruff,) = [r["rev"] for r in hooks if r["repo"].endswith("/ruff-pre-commit")]
+    assert f"ruff=={ruff.removeprefix('v')}" in lines("constraints.txt")
+
+
 def test_the_address_is_written_by_hand_in_one_file_only() -> None:
     address = project()["urls"]["Repository"]
     home = address.removeprefix("https://github.com/").strip("/")
@@ -184,6 +190,7 @@ def test_the_wheel_holds_the_toolkit_and_its_manifest_only(wheel: Path) -> None:
     sources = [n for n in tracked() if n.startswith("toolkit/")]
     kept = [n for n in tracked() if n.startswith("data/bases/")]
     assert any(n.endswith(".safetensors") for n in kept)
+    assert "toolkit/py.typed" in shipped, "type checkers would not see the annotations"
     bases = [n.replace("data/bases", "toolkit/labs/beds/bases") for n in kept]
     assert shipped == sorted([*sources, "toolkit/core/data/manifest.toml", *bases])
     assert manifest == (ROOT / "data" / "manifest.toml").read_bytes()

@@ -5,13 +5,17 @@ That each check can fail is proved on a toy book, in test_toy_pages.py.
 
 from __future__ import annotations
 
+import io
 import re
+import urllib.request
 from pathlib import Path
 
 import pytest
 import yaml
+from sphinx.util.inventory import InventoryFile
 
 from tests.book.page_checks import WIDTHS, moved_by_every_control, opens, visit
+from tests.book.test_reference import public
 
 pytestmark = pytest.mark.browser
 
@@ -69,6 +73,14 @@ def test_chapter_wide_and_on_a_phone_its_explorers_answer_and_its_exercises_open
         tables = seen.page.locator(".explorer table")
         assert tables.count() == seen.page.locator(".explorer").count()
         assert all(tables.nth(i).is_visible() for i in range(tables.count()))
+
+
+def test_the_rendered_reference_tells_every_public_module_and_rendering_warned_of_nothing(site):
+    listing = io.BytesIO(urllib.request.urlopen(f"{site}objects.inv", timeout=10).read())
+    found = InventoryFile.load(listing, "", lambda base, name: name)
+    assert sorted(set(public(ROOT)) - set(found["py:module"])) == []
+    log = ROOT / "_build" / "engine" / "render.log"
+    assert "WARNING" not in log.read_text(encoding="utf-8", errors="replace")
 
 
 def test_search_finds_a_method_offline(browser, site):

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from toolkit.core.adapt import lowrank as factored
+from toolkit.core.adapt.steps.controller import Controller
 from toolkit.lowrank.adalora import AdaLoRA
 from toolkit.lowrank.lora import LoRA, LoRALayer
 
@@ -189,7 +190,7 @@ class AcceptsAnything(LoRA):
         return LoRALayer(self, site, generator)
 
 
-class _Blind:
+class _Blind(Controller):
     """A controller that allocates on whatever gradients there are, or none."""
 
     def __init__(self, layers):

@@ -17,7 +17,7 @@ from toolkit import adapt
 from toolkit.core.declare.catalogue import catalogue
 from toolkit.core.declare.fields import hyperparameters
 
-ADAPTING = ("lowrank", "reparam", "select", "insert")
+ADAPTING = ("lowrank", "reparam", "select", "insert", "core")
 TOTAL_STEPS = 20
 
 

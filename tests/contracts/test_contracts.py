@@ -59,7 +59,8 @@ def test_every_method_meets_every_kind_it_declares():
         kinds.setdefault(case.method.info, set()).add(ROOMS[case.room].kind)
     assert kinds
     for info, met in kinds.items():
-        assert met == set(info.kinds), info.slug
+        # norms and whole modules are no layers of one matrix: tests/core/test_kinds.py
+        assert met == set(info.kinds) - {"norm", "module"}, info.slug
 
 
 @pytest.mark.weekly

@@ -36,8 +36,8 @@ def path(tmp_path):
     return tmp_path / "adapter.safetensors"
 
 
-def rewrite(path, change=None, facts=None):
-    """Change tensors or facts of a saved file."""
+def rewrite(path, change=None, facts=None, **more):
+    """Change tensors, facts or other metadata of a saved file."""
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
     tensors = load_file(path)
@@ -47,7 +47,7 @@ def rewrite(path, change=None, facts=None):
         old = json.loads(metadata["facts"])
         facts(old)
         metadata["facts"] = json.dumps(old)
-    save_file(tensors, path, metadata=metadata)
+    save_file(tensors, path, metadata=metadata | more)
 
 
 def refused(path, model, kind, words):
@@ -100,8 +100,9 @@ def test_the_file_is_safetensors_and_says_what_it_is(path):
     with safe_open(path, framework="pt") as file:
         facts = json.loads(file.metadata()["facts"])
         names = set(file.keys())
-    assert facts["method"] == "lora"
-    assert facts["hyperparameters"]["rank"] == 2
+    (method,) = facts["methods"]
+    assert (method["slug"], method["class"], method["sites"]) == ("lora", "LoRA", ["0", "2"])
+    assert method["hyperparameters"]["rank"] == 2
     assert facts["train"] == ["3.weight", "3.bias"]
     assert facts["layers"]["0"] == {"kind": "linear", "shape": [8, 6], "parameter": "weight"}
     assert names == {f"adapter.{i}.{k}" for i in "02" for k in "AB"} | {
@@ -149,9 +150,11 @@ def test_a_trained_parameter_of_a_wrong_shape_changes_nothing(path):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda f: f.update(method="nosuch"), "does not have.*nosuch"),
-        (lambda f: f["hyperparameters"].update(rank=0), "does not have.*rank"),
-        (lambda f: f["hyperparameters"].update(novel=1), "does not have.*novel"),
+        (lambda f: f["methods"][0].update(slug="nosuch"), "does not have.*nosuch"),
+        (lambda f: f["methods"][0]["hyperparameters"].update(rank=0), "does not have.*rank"),
+        (lambda f: f["methods"][0]["hyperparameters"].update(novel=1), "does not have.*novel"),
+        (lambda f: f["methods"][0].pop("sites"), "does not have.*sites"),
+        (lambda f: f.update(methods=["lora"]), "does not have"),
         (lambda f: f.pop("layers"), r"lack \['layers'\]"),
     ],
 )
@@ -159,6 +162,24 @@ def test_facts_that_make_no_sense_are_refused(path, change, words):
     shaken().save(path)
     rewrite(path, facts=change)
     refused(path, net(), ValueError, words)
+
+
+def test_a_file_of_the_first_format_is_read(path):
+    saved = shaken()
+    saved.save(path)
+
+    def as_it_was(facts):
+        (method,) = facts.pop("methods")
+        facts.pop("moved")
+        facts.update(method=method["slug"], hyperparameters=method["hyperparameters"])
+
+    rewrite(path, facts=as_it_was, format=files.FIRST)
+    loaded = toolkit.load(net(), path)
+    assert loaded.method == saved.method
+    x = torch.randn(2, 6)
+    assert torch.equal(loaded.model(x), saved.model(x))
+    rewrite(path, facts=lambda f: f.pop("layers"), format=files.FIRST)
+    refused(path, net(), ValueError, r"lack \['layers'")
 
 
 def test_facts_that_cannot_be_read(path):

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from toolkit.core import lanes, nets
-from toolkit.core.lanes import Lane, steps, train
+from toolkit.core.lanes import Lane, chains, steps, train
+from toolkit.core.lanes import losses as losses_of_lanes
 from toolkit.core.lanes import nets as lane_nets
 from toolkit.core.seeds import generator
 from toolkit.diagnose.longtail_bias import losses
@@ -191,6 +192,121 @@ def test_rows_of_all_examples_are_no_rows():
     for name, tensor in plain.states.items():
         assert torch.equal(whole.states[name], tensor)
     torch.testing.assert_close(whole.loss, plain.loss, atol=0, rtol=0)
+
+
+def make_chain(draw):
+    # a layer without bias, two linear layers in a row, and what changes nothing
+    net = nn.Sequential(
+        nn.Flatten(), nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 7, bias=False), nn.Identity(),
+        nn.Linear(7, 8), nn.ReLU(inplace=True), nn.ReLU(), nn.Linear(8, 3),
+    )  # fmt: skip
+    return nets.initialise(net, draw).double()
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("alike", [True, False])
+@pytest.mark.parametrize("make", [make_mlp, make_chain])
+def test_a_chain_by_hand_equals_the_general_way(make, alike, optimizer, monkeypatch):
+    x, y = data()
+    x = x.view(40, 2, 3) if make is make_chain else x
+    several = EVERYTHING
+    if alike:  # fused updates
+        shared = {"batch": 8, "horizon": 100, "rho": 0.2, "noise": 0.2}
+        several = [Lane(seed=s, order=s, steps=9 + s, **shared) for s in range(4)]
+    several = [Lane(**{**vars(lane), "lr": lane.lr / 4}) for lane in several]
+    draw = torch.Generator().manual_seed(9)
+    start = lane_nets.initial(make, [lane.seed for lane in several])
+    weight = next(name for name, t in start.items() if t.dim() > 2)
+    masks = {weight: (torch.rand(start[weight].shape, generator=draw) < 0.6).to(DOUBLE)}
+    rows = rows_for(len(several), 27)
+    asked = {"masks": masks, "rows": rows, "optimizer": optimizer, "snapshots": (7,), "chunk": 3}
+    calls = []
+    real = chains.Chain.__call__
+    monkeypatch.setattr(chains.Chain, "__call__",
+                        lambda self, *a: calls.append(1) or real(self, *a))  # fmt: skip
+    found = train(make, several, x, y, **asked)
+    assert calls
+    monkeypatch.setattr(steps, "chain", lambda *a: None)
+    calls.clear()
+    general = train(make, several, x, y, **asked)
+    assert not calls
+    close = {"atol": 1e-12, "rtol": 1e-10}
+    for name, tensor in general.states.items():
+        torch.testing.assert_close(found.states[name], tensor, **close)
+        torch.testing.assert_close(found.snapshots[7][name], general.snapshots[7][name], **close)
+    torch.testing.assert_close(found.loss, general.loss, **close)
+
+
+def test_a_loss_of_its_own_and_compiling_take_the_general_way():
+    x, y = data()
+    state, net = lane_nets.initial(make_mlp, [0]), lanes.LaneNet(make_mlp(generator(0)))
+    given = (net, [Lane(batch=8)], x, y, 3, state, {}, "sgd")
+    assert steps.Stepper(*given, False).chain is not None
+    assert steps.Stepper(*given, True).chain is None
+    assert steps.Stepper(*given, False, loss=losses_of_lanes.cross_entropy).chain is None
+
+
+class Doubled(nn.Linear):
+    """A linear layer with a forward pass of its own."""
+
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def sequence(*changed, **layers):
+    made = {"first": nn.Linear(6, 4), "relu": nn.ReLU(), "last": nn.Linear(4, 3)} | layers
+    net = nn.Sequential(*made.values()).double()
+    for change in changed:
+        change(net)
+    return net
+
+
+def share(net):
+    net[2] = net[0]
+
+
+def tie(net):
+    net[2].bias = net[0].bias
+
+
+class Renamed(nn.Sequential):
+    """A subclass, whose forward pass could be anything."""
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        sequence(first=Doubled(6, 4)),
+        sequence(relu=nn.Tanh()),
+        sequence(relu=nn.Sequential(nn.ReLU())),
+        sequence(lambda net: net[1].register_forward_hook(lambda *a: None)),
+        sequence(lambda net: net[0].register_forward_pre_hook(lambda *a: None)),
+        sequence(lambda net: net.register_full_backward_hook(lambda *a: None)),
+        sequence(lambda net: setattr(net[1], "forward", torch.tanh)),
+        sequence(lambda net: net[0].requires_grad_(False)),
+        sequence(lambda net: nn.utils.parametrizations.weight_norm(net[0])),
+        sequence(share, first=nn.Linear(6, 6), last=nn.Linear(6, 6)),
+        sequence(tie, last=nn.Linear(4, 4)),
+        sequence().float(),
+        Renamed(nn.Linear(6, 3)).double(),
+        nn.Sequential(nn.ReLU()),
+        nn.Sequential(),
+        nn.Linear(6, 3).double(),
+    ],
+)
+def test_only_plain_chains_are_taken_for_chains(net):
+    x, y = data()
+    assert chains.chain(sequence(), x, y) is not None
+    assert chains.chain(net, x, y) is None
+
+
+def test_a_chain_over_tokens_or_with_labels_left_out_takes_the_general_way():
+    x, y = data()
+    tokens = torch.stack([x, x], 1)
+    assert chains.chain(sequence(), tokens, y) is None
+    assert chains.chain(sequence(), x, torch.where(y == 0, -100, y)) is None
+    with torch.autocast("cpu"):
+        assert chains.chain(sequence(), x, y) is None
 
 
 LENGTHS = [Lane(seed=0, order=0, steps=9, batch=8), Lane(seed=1, order=3, steps=23, batch=8),

@@ -12,7 +12,8 @@ from matplotlib.collections import LineCollection, QuadMesh
 from matplotlib.patches import Rectangle
 
 from toolkit.core.show import figures
-from toolkit.diagnose.three_regime.diagram import PhaseDiagram, _outline, _spots
+from toolkit.diagnose.three_regime.diagram import PhaseDiagram
+from toolkit.diagnose.three_regime.heatmap import outline, widest_cells
 
 PAPER = (0.05, 0.06, 0.07, 0.08, 0.1, 0.14, 0.2, 0.4, 0.8)
 
@@ -161,10 +162,14 @@ def test_arrows_point_where_the_advice_says(diagram):
     assert len(meshes(fig)) == 2  # the map and its colour bar
 
 
-@pytest.mark.parametrize("name", ["maps", "regime_map", "arrows", "path"])
+FIGURES = ("maps", "regime_map", "arrows", "path")
+SIX = (0.01, 0.02, 0.05, 0.125, 0.3, 0.8)  # labels of many widths
+
+
+# the four maps of three temperatures have a test of their own, and other sizes no new labels
 @pytest.mark.parametrize(
-    ("rows", "densities"),
-    [(8, PAPER), (3, (0.02, 0.1, 0.5)), (6, (0.01, 0.02, 0.05, 0.125, 0.3, 0.8)), (2, (0.5,))],
+    ("name", "rows", "densities"),
+    [*((name, 8, PAPER) for name in FIGURES), ("maps", 6, SIX), *((n, 2, (0.5,)) for n in FIGURES)],
 )
 def test_words_keep_their_room(name, rows, densities):
     cells = landscape(rows, densities) if len(densities) > 1 else flat()
@@ -174,7 +179,7 @@ def test_words_keep_their_room(name, rows, densities):
     alt = getattr(diagram, f"{name}_alt")()
     assert len(alt) > 60
     assert "nan" not in alt
-    if len(densities) == 1:  # what is drawn once more does not depend on the size
+    if name == "regime_map":  # what is drawn once more depends on neither
         assert "<img" in figures.figure(fig, alt)._repr_html_()
 
 
@@ -237,19 +242,19 @@ def test_advice(diagram):
 
 def test_outline_of_known_regimes():
     ax = matplotlib.figure.Figure().subplots()
-    _outline(ax, np.array([["I", "II-B"], ["II-A", "II-B"]]))
+    outline(ax, np.array([["I", "II-B"], ["II-A", "II-B"]]))
     _, soft, _, hard = [c for c in ax.collections if isinstance(c, LineCollection)]
     lines = {tuple(map(tuple, line)) for line in hard.get_segments()}
     assert lines == {((0.5, -0.5), (0.5, 0.5)), ((-0.5, 0.5), (0.5, 0.5))}
     assert [line.tolist() for line in soft.get_segments()] == [[[0.5, 0.5], [0.5, 1.5]]]
     whole = matplotlib.figure.Figure().subplots()
-    _outline(whole, np.array([["I", "I"], ["II-B", "II-B"]]))
+    outline(whole, np.array([["I", "I"], ["II-B", "II-B"]]))
     assert whole.collections[-1].get_segments()[0].tolist() == [[-0.5, 0.5], [1.5, 0.5]]  # one run
 
 
 def test_names_stand_inside_their_regime():
     kinds = np.array([["I", "I", "I", "II-B"], ["I", "I", "I", "II-B"], ["I", "I", "I", "II-B"]])
-    assert _spots(kinds) == [(1, 1), (1, 3)]
+    assert widest_cells(kinds) == [(1, 1), (1, 3)]
 
 
 def test_bad_input():

@@ -163,6 +163,31 @@ def test_last_adapts_the_last_blocks(make):
     torch.testing.assert_close(seen[0], stream, atol=1e-12, rtol=0)
 
 
+@pytest.mark.parametrize(
+    ("model", "config", "place"),
+    [
+        ("RobertaModel", "RobertaConfig", "encoder.layer.0.output"),
+        ("GPT2Model", "GPT2Config", "h.0.mlp"),
+        ("LlamaModel", "LlamaConfig", "layers.0.mlp"),
+    ],
+)
+def test_blocks_are_known_by_their_form(model, config, place):
+    transformers = pytest.importorskip("transformers")
+    sizes = {k: v for k, v in SIZES.items() if k.endswith(("size", "layers", "heads"))}
+    tokens = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    config = getattr(transformers, config)(vocab_size=30, **sizes, **tokens)
+    torch.manual_seed(0)
+    model = getattr(transformers, model)(config).double().eval()
+    x = inputs(bert)
+    before = outputs(model, x)
+    adapters = adapt.add_adaptformer(model, 2)
+    assert next(n for n, m in model.named_modules() if isinstance(m, adapt.Beside)) == place
+    assert len(adapters) == 3
+    torch.testing.assert_close(outputs(model, x), before, rtol=0, atol=0)
+    stir(adapters[0])
+    assert not torch.allclose(outputs(model, x), before)
+
+
 def by_hand(adapter, x):
     a = {n: p.detach().numpy() for n, p in adapter.named_parameters()}
     x = x.detach().numpy()

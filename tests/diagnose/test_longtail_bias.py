@@ -13,8 +13,8 @@ from scipy.stats import rankdata
 from toolkit.core.seeds import generator
 from toolkit.diagnose import longtail_bias as lb
 from toolkit.diagnose.longtail_bias import ensemble, tails
+from toolkit.diagnose.longtail_bias.adjustment import logit_adjust
 from toolkit.diagnose.longtail_bias.losses import LogitAdjustedLoss
-from toolkit.diagnose.longtail_bias.prior import logit_adjust
 
 DOUBLE = torch.float64
 # CIFAR-100-LT with imbalance 100: int(500 * 0.01 ** (k / 99)), typed from the official code's run

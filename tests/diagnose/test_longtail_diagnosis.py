@@ -13,13 +13,10 @@ from matplotlib.text import Text
 from scipy import stats
 
 from toolkit.core.evidence.intervals import interval
-from toolkit.diagnose.longtail_bias.diagnosis import (
-    Diagnosis,
-    cell_table,
-    class_accuracy,
-    group_table,
-)
-from toolkit.diagnose.longtail_bias.prior import adjustment_left, estimate_prior
+from toolkit.diagnose.longtail_bias.accuracy import cell_table, class_accuracy, group_table
+from toolkit.diagnose.longtail_bias.adjustment import adjustment_left
+from toolkit.diagnose.longtail_bias.diagnosis import Diagnosis
+from toolkit.diagnose.longtail_bias.prior import estimate_prior
 from toolkit.diagnose.longtail_bias.tails import longtail_counts
 
 GROUPS = ["Many", "Medium", "Few"]
@@ -526,8 +523,9 @@ def test_bars(diagnosis):
         assert ticks == [f"{g}\n({n})" for g, n in table["classes"].items()]
     assert "%" in fig.axes[0].get_ylabel()
     alone = Diagnosis(*answers_with(D_GAP), COUNTS)
-    check_legible(alone.figure())
-    assert len(alone.figure().axes) == 1
+    fig = alone.figure()
+    check_legible(fig)
+    assert len(fig.axes) == 1
     assert "prior" not in alone.figure_alt()
 
 
@@ -567,12 +565,14 @@ def test_figures_with_empty_groups():
     counts, prior = [5, 4, 3, 2, 1, 0], np.array([6, 5, 4, 3, 2, 1]) / 21
     d = Diagnosis(*answers_with([20, 20, 10, 10, 0, 1]), counts, prior=prior)
     check_legible(d.figure())
-    check_legible(d.heat())
-    assert [t.get_text() for t in d.heat().axes[0].texts].count("no class") == 6
+    heat = d.heat()
+    check_legible(heat)
+    assert [t.get_text() for t in heat.axes[0].texts].count("no class") == 6
     assert "Many by data: Many 100.0 % (2), Medium none (0), Few none (0)" in d.heat_alt()
     lonely = Diagnosis(*answers_with([20, 10, 0]), [200, 50, 5])
-    check_legible(lonely.figure())
-    assert not lonely.figure().axes[0].collections  # no whiskers
+    fig = lonely.figure()
+    check_legible(fig)
+    assert not fig.axes[0].collections  # no whiskers
     assert "Many 100.0 % (1 class)" in lonely.figure_alt()
 
 

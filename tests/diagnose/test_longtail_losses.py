@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from toolkit.diagnose.longtail_bias import losses
+from toolkit.diagnose.longtail_bias import checks, losses
 
 DOUBLE = torch.float64
 COUNTS = torch.tensor([200, 57, 9, 3, 1])
@@ -246,7 +246,7 @@ def test_trained_logit_adjustment_converges_to_the_balanced_bayes_classifier():
     repeats = cells[y, x]
     x, y = x.repeat_interleave(repeats), y.repeat_interleave(repeats)
     assert len(x) == 280
-    prior = losses.prior_from_counts(counts)
+    prior = checks.prior_from_counts(counts)
     found = {}
     for name, loss in (
         ("adjusted", losses.LogitAdjustedLoss(prior.double())),
@@ -271,36 +271,36 @@ def test_trained_logit_adjustment_converges_to_the_balanced_bayes_classifier():
 
 
 def test_priors_from_counts():
-    assert losses.prior_from_counts(torch.tensor([6, 3, 1])).tolist() == pytest.approx(
+    assert checks.prior_from_counts(torch.tensor([6, 3, 1])).tolist() == pytest.approx(
         [0.6, 0.3, 0.1]
     )
-    floored = losses.prior_from_counts(torch.tensor([3, 0, 1]), floor=0.5)
+    floored = checks.prior_from_counts(torch.tensor([3, 0, 1]), floor=0.5)
     assert floored.tolist() == pytest.approx([3 / 4.5, 0.5 / 4.5, 1 / 4.5])
-    assert losses.prior_from_counts(COUNTS.double()).dtype == DOUBLE
+    assert checks.prior_from_counts(COUNTS.double()).dtype == DOUBLE
     half = torch.tensor([0.5, 0.25, 0.25], dtype=torch.float16)
-    assert losses.check_prior(half) is half
+    assert checks.check_prior(half) is half
 
 
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: losses.prior_from_counts(torch.tensor([3, 0, 1])), "counts[1] is 0"),
-        (lambda: losses.prior_from_counts(torch.tensor([3, -2, 1])), "counts[1] = -2"),
-        (lambda: losses.prior_from_counts(torch.tensor([3, -2, 1]), floor=1.0), "counts[1] = -2"),
-        (lambda: losses.prior_from_counts(torch.tensor([3, 1.5])), "counts[1] = 1.5"),
-        (lambda: losses.prior_from_counts(torch.tensor([3, math.inf])), "counts[1] = inf"),
-        (lambda: losses.prior_from_counts(torch.tensor([3, math.nan])), "counts[1] = nan"),
-        (lambda: losses.prior_from_counts(torch.tensor([[3, 1]])), "shape (1, 2)"),
-        (lambda: losses.prior_from_counts(torch.tensor([3, 1]), floor=0.0), "floor=0.0"),
-        (lambda: losses.prior_from_counts(torch.tensor([3, 1]), floor=math.nan), "floor=nan"),
-        (lambda: losses.check_prior(COUNTS), "are these counts?"),
-        (lambda: losses.check_prior(COUNTS.float()), "sums to 270"),
-        (lambda: losses.check_prior(PRIOR, 4), "give one number per class, (4,)"),
-        (lambda: losses.check_prior(PRIOR[None]), "shape (1, 5)"),
-        (lambda: losses.check_prior(torch.tensor([0.5, 0.0, 0.5])), "prior[1] = 0"),
-        (lambda: losses.check_prior(torch.tensor([1.2, -0.2])), "prior[1] = -0.2"),
-        (lambda: losses.check_prior(torch.tensor([0.5, math.nan])), "prior[1] = nan"),
-        (lambda: losses.check_prior(torch.tensor([0.5, 0.49])), "sums to 0.99"),
+        (lambda: checks.prior_from_counts(torch.tensor([3, 0, 1])), "counts[1] is 0"),
+        (lambda: checks.prior_from_counts(torch.tensor([3, -2, 1])), "counts[1] = -2"),
+        (lambda: checks.prior_from_counts(torch.tensor([3, -2, 1]), floor=1.0), "counts[1] = -2"),
+        (lambda: checks.prior_from_counts(torch.tensor([3, 1.5])), "counts[1] = 1.5"),
+        (lambda: checks.prior_from_counts(torch.tensor([3, math.inf])), "counts[1] = inf"),
+        (lambda: checks.prior_from_counts(torch.tensor([3, math.nan])), "counts[1] = nan"),
+        (lambda: checks.prior_from_counts(torch.tensor([[3, 1]])), "shape (1, 2)"),
+        (lambda: checks.prior_from_counts(torch.tensor([3, 1]), floor=0.0), "floor=0.0"),
+        (lambda: checks.prior_from_counts(torch.tensor([3, 1]), floor=math.nan), "floor=nan"),
+        (lambda: checks.check_prior(COUNTS), "are these counts?"),
+        (lambda: checks.check_prior(COUNTS.float()), "sums to 270"),
+        (lambda: checks.check_prior(PRIOR, 4), "give one number per class, (4,)"),
+        (lambda: checks.check_prior(PRIOR[None]), "shape (1, 5)"),
+        (lambda: checks.check_prior(torch.tensor([0.5, 0.0, 0.5])), "prior[1] = 0"),
+        (lambda: checks.check_prior(torch.tensor([1.2, -0.2])), "prior[1] = -0.2"),
+        (lambda: checks.check_prior(torch.tensor([0.5, math.nan])), "prior[1] = nan"),
+        (lambda: checks.check_prior(torch.tensor([0.5, 0.49])), "sums to 0.99"),
         (lambda: losses.LogitAdjustedLoss(COUNTS), "prior holds whole numbers"),
         (lambda: losses.BalancedSoftmaxLoss(COUNTS), "prior holds whole numbers"),
         (lambda: losses.ReweightedLoss(COUNTS.float()), "prior sums to 270"),
@@ -315,14 +315,14 @@ def test_priors_from_counts():
         (lambda: losses.ClassBalancedLoss(COUNTS, beta=-0.1), "beta=-0.1"),
         (lambda: losses.FocalLoss(-1.0), "gamma=-1.0"),
         (lambda: losses.FocalLoss(2.0, torch.tensor([1.0, -1.0])), "must not be negative"),
-        (lambda: losses.check_logits(torch.zeros(3)), "logits has shape (3,)"),
-        (lambda: losses.check_logits(torch.zeros(0, 3)), "logits has shape (0, 3)"),
-        (lambda: losses.check_logits(torch.tensor([[0, 1], [math.nan, 0]])), "logits[1]"),
-        (lambda: losses.check_logits(torch.tensor([[0, math.inf]]), name="z"), "z[0]"),
-        (lambda: losses.check_logits(torch.zeros(3, 2), torch.tensor([0, 1])), "3 rows"),
-        (lambda: losses.check_logits(torch.zeros(2, 2), torch.zeros(2)), "torch.float32"),
-        (lambda: losses.check_logits(torch.zeros(2, 2), torch.tensor([0, 2])), "0 and 1"),
-        (lambda: losses.check_logits(torch.zeros(2, 2), torch.tensor([-1, 0])), "0 and 1"),
+        (lambda: checks.check_logits(torch.zeros(3)), "logits has shape (3,)"),
+        (lambda: checks.check_logits(torch.zeros(0, 3)), "logits has shape (0, 3)"),
+        (lambda: checks.check_logits(torch.tensor([[0, 1], [math.nan, 0]])), "logits[1]"),
+        (lambda: checks.check_logits(torch.tensor([[0, math.inf]]), name="z"), "z[0]"),
+        (lambda: checks.check_logits(torch.zeros(3, 2), torch.tensor([0, 1])), "3 rows"),
+        (lambda: checks.check_logits(torch.zeros(2, 2), torch.zeros(2)), "torch.float32"),
+        (lambda: checks.check_logits(torch.zeros(2, 2), torch.tensor([0, 2])), "0 and 1"),
+        (lambda: checks.check_logits(torch.zeros(2, 2), torch.tensor([-1, 0])), "0 and 1"),
     ],
 )
 def test_bad_input_is_named(call, words):

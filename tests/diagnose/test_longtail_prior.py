@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
-from toolkit.diagnose.longtail_bias import losses
+from toolkit.diagnose.longtail_bias import adjustment, checks
 from toolkit.diagnose.longtail_bias import prior as prior_
 
 DOUBLE = torch.float64
@@ -158,21 +158,23 @@ def test_half_precision_logits_keep_a_prior_that_can_be_taken_out(dtype):
     assert found.prior.dtype == torch.float32
     wanted = prior_.estimate_prior(z.float(), y)
     torch.testing.assert_close(found.prior, wanted.prior, atol=1e-4, rtol=0)
-    adjusted = prior_.logit_adjust(z, found.prior)
+    adjusted = adjustment.logit_adjust(z, found.prior)
     assert adjusted.dtype == dtype
     torch.testing.assert_close(adjusted.float(), z.float() - found.log_prior, atol=0.05, rtol=0.02)
     # a class whose share is 0 in half precision must not win every answer
     rare = torch.tensor([1 - 3e-8, 1e-8, 1e-8, 1e-8])
-    assert prior_.logit_adjust(torch.zeros(2, 4, dtype=dtype), rare).isfinite().all()
+    assert adjustment.logit_adjust(torch.zeros(2, 4, dtype=dtype), rare).isfinite().all()
 
 
 def test_arrays_are_taken_like_tensors():
     z, y = gaussians(50)
     found = prior_.estimate_prior(z.numpy(), y.numpy())
     assert torch.equal(found.prior, prior_.estimate_prior(z, y).prior)
-    assert torch.equal(prior_.logit_adjust(z.numpy(), PI), prior_.logit_adjust(z, PI) + 0)
+    assert torch.equal(adjustment.logit_adjust(z.numpy(), PI), adjustment.logit_adjust(z, PI) + 0)
     assert prior_.calibrate_temperature(z.numpy(), y.numpy()) > 0
-    assert prior_.adjustment_left(z.numpy(), y.numpy(), PI) == prior_.adjustment_left(z, y, PI)
+    assert adjustment.adjustment_left(z.numpy(), y.numpy(), PI) == adjustment.adjustment_left(
+        z, y, PI
+    )
 
 
 def test_too_few_steps_show_in_the_residual():
@@ -204,32 +206,32 @@ def test_the_calibrated_temperature_makes_confidence_accuracy():
 def test_adjusting_afterwards_gives_the_balanced_bayes_classifier():
     likelihood, y = gaussians(4000)
     biased = likelihood + PI.log()
-    adjusted = prior_.logit_adjust(biased, PI)
+    adjusted = adjustment.logit_adjust(biased, PI)
     torch.testing.assert_close(adjusted.softmax(1), likelihood.softmax(1), atol=1e-7, rtol=0)
     assert torch.equal(adjusted.argmax(1), likelihood.argmax(1))
     balanced, plain = ((z.argmax(1) == y).double().mean() for z in (adjusted, biased))
     assert balanced > plain + 0.03
-    half = prior_.logit_adjust(biased, PI, tau=0.5)
+    half = adjustment.logit_adjust(biased, PI, tau=0.5)
     torch.testing.assert_close(half, likelihood + 0.5 * PI.log(), atol=1e-6, rtol=0)
 
 
 def test_adjusting_twice_is_refused_and_the_input_is_not_marked():
     z, _ = gaussians(5)
-    adjusted = prior_.logit_adjust(z, PI)
+    adjusted = adjustment.logit_adjust(z, PI)
     with pytest.raises(ValueError, match="adjusted for a prior already"):
-        prior_.logit_adjust(adjusted, PI)
-    prior_.logit_adjust(z, PI)
-    prior_.logit_adjust(adjusted + 0, PI)  # marks do not survive arithmetic
+        adjustment.logit_adjust(adjusted, PI)
+    adjustment.logit_adjust(z, PI)
+    adjustment.logit_adjust(adjusted + 0, PI)  # marks do not survive arithmetic
 
 
 def test_what_is_left_of_the_prior_is_one_then_none_then_minus_one():
     likelihood, y = gaussians(8000)
     z = likelihood + PI.log()
     for wanted in (1, 0, -1):
-        assert prior_.adjustment_left(z, y, PI) == pytest.approx(wanted, abs=0.06)
+        assert adjustment.adjustment_left(z, y, PI) == pytest.approx(wanted, abs=0.06)
         z = z - PI.log()
     half = likelihood + 0.5 * PI.log()
-    assert prior_.adjustment_left(half, y, PI) == pytest.approx(0.5, abs=0.06)
+    assert adjustment.adjustment_left(half, y, PI) == pytest.approx(0.5, abs=0.06)
 
 
 Z, Y = random_logits(50)
@@ -248,9 +250,9 @@ RIGHT = 9 * torch.eye(3, dtype=DOUBLE).repeat(4, 1)
         (lambda: prior_.estimate_prior(NEVER, Y), "-inf"),
         (lambda: prior_.estimate_prior(Z.softmax(1), Y), "logits are probabilities"),
         (lambda: prior_.estimate_prior(Z.long(), Y), "whole numbers"),
-        (lambda: prior_.logit_adjust(Z.softmax(1), PI), "prior has shape (4,)"),
+        (lambda: adjustment.logit_adjust(Z.softmax(1), PI), "prior has shape (4,)"),
         (
-            lambda: prior_.logit_adjust(Z.softmax(1), torch.full((5,), 0.2)),
+            lambda: adjustment.logit_adjust(Z.softmax(1), torch.full((5,), 0.2)),
             "logits are probabilities",
         ),
         (lambda: prior_.estimate_prior(Z, Y[:-1]), "50 rows"),
@@ -261,16 +263,19 @@ RIGHT = 9 * torch.eye(3, dtype=DOUBLE).repeat(4, 1)
         (lambda: prior_.calibrate_temperature(RIGHT, RIGHT.argmax(1)), "accuracy 1 is no mean"),
         (lambda: prior_.calibrate_temperature(RIGHT, RIGHT.argmin(1)), "accuracy 0 is no mean"),
         (lambda: prior_.calibrate_temperature(NAN, Y), "logits[7] holds NaN"),
-        (lambda: prior_.logit_adjust(Z, PI), "prior has shape (4,)"),
-        (lambda: prior_.logit_adjust(NAN[None], torch.full((5,), 0.2)), "logits[0, 7] holds NaN"),
-        (lambda: prior_.logit_adjust(Z, torch.ones(5)), "prior sums to 5"),
-        (lambda: prior_.logit_adjust(Z, torch.arange(5)), "whole numbers"),
-        (lambda: prior_.logit_adjust(Z, torch.tensor([0.5, 0.5, 0, 0, 0])), "prior[2] = 0"),
-        (lambda: prior_.adjustment_left(Z, Y, torch.full((5,), 0.2)), "prior is uniform"),
-        (lambda: prior_.adjustment_left(Z, Y, PI), "prior has shape (4,)"),
+        (lambda: adjustment.logit_adjust(Z, PI), "prior has shape (4,)"),
         (
-            lambda: prior_.adjustment_left(
-                Z[:20], Y[:20], losses.prior_from_counts(torch.arange(1, 6))
+            lambda: adjustment.logit_adjust(NAN[None], torch.full((5,), 0.2)),
+            "logits[0, 7] holds NaN",
+        ),
+        (lambda: adjustment.logit_adjust(Z, torch.ones(5)), "prior sums to 5"),
+        (lambda: adjustment.logit_adjust(Z, torch.arange(5)), "whole numbers"),
+        (lambda: adjustment.logit_adjust(Z, torch.tensor([0.5, 0.5, 0, 0, 0])), "prior[2] = 0"),
+        (lambda: adjustment.adjustment_left(Z, Y, torch.full((5,), 0.2)), "prior is uniform"),
+        (lambda: adjustment.adjustment_left(Z, Y, PI), "prior has shape (4,)"),
+        (
+            lambda: adjustment.adjustment_left(
+                Z[:20], Y[:20], checks.prior_from_counts(torch.arange(1, 6))
             ),
             "no example of class 2",
         ),

@@ -26,7 +26,7 @@ PLAN = lab.Plan(models=2, pre_ratio=5, pre_largest=24, ratio=4, largest=16, vali
 SGD = {"batch": 16, "schedule": "cosine", "weight_decay": 5e-4}
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def _one_thread():
     # lanes this small are slower on two threads, and crawl beside another process
     before = torch.get_num_threads()
@@ -130,11 +130,13 @@ def test_only_adapters_and_head_train():
 
 @pytest.mark.parametrize("build", [body, transformer])
 def test_the_experiment_by_lanes_equals_separate_runs(build):
-    worlds = {0: world(0), 1: world(1)}
     rates = dict.fromkeys(lab.MENU, 0.05)
-    names = lab.MENU if build is body else ("CE", "LA")
-    ours = lab.experiment(design(build), worlds, PLAN, rates, names)
-    alone = lab.experiment(design(build, train=one_by_one), worlds, PLAN, rates, names)
+    if build is body:
+        arms, worlds = {}, {0: world(0), 1: world(1)}
+    else:  # which arms there are does not depend on the network
+        arms, worlds = {"names": (), "ensembles": ("LA/different", "CE/different")}, {0: world(0)}
+    ours = lab.experiment(design(build), worlds, PLAN, rates, **arms)
+    alone = lab.experiment(design(build, train=one_by_one), worlds, PLAN, rates, **arms)
     for a, b in zip(ours, alone, strict=True):
         assert a.seed == b.seed
         assert a.logits.keys() == b.logits.keys()
@@ -143,12 +145,19 @@ def test_the_experiment_by_lanes_equals_separate_runs(build):
             torch.testing.assert_close(a.logits[arm], b.logits[arm], atol=1e-2, rtol=0, msg=arm)
 
 
-def test_arms_are_what_they_say():
-    out = lab.experiment(design(), {0: world()}, PLAN, dict.fromkeys(lab.MENU, 0.05))[0]
+@pytest.fixture(scope="module")
+def whole(_one_thread):
+    """All arms of one seed."""
+    return lab.experiment(design(), {0: world()}, PLAN, dict.fromkeys(lab.MENU, 0.05))[0]
+
+
+def test_arms_are_what_they_say(whole):
+    out = whole
     many = {"LA/different", "LA/same", "LA/again", "CE/different", "CE/after"}
     assert set(out.logits) == many | {"GLA-Train/LA"} | (set(lab.MENU) - {"CE", "LA"})
     rates = dict.fromkeys(lab.MENU, 0.05) | {"GLA": 0.05}
-    tuned = lab.experiment(design(), {0: world()}, PLAN, rates, ("CE", "LA"))[0]
+    one = {"names": ("CE", "LA"), "ensembles": ("LA/different",)}
+    tuned = lab.experiment(design(), {0: world()}, PLAN, rates, **one)[0]
     torch.testing.assert_close(tuned.logits["LA/GLA"][0], out.logits["LA/different"][0])
     assert tuned.valid_logits["LA/GLA"].shape == (1, 4 * K, K)
     # all rates are one here
@@ -156,7 +165,8 @@ def test_arms_are_what_they_say():
     torch.testing.assert_close(out.logits["CE/after"], out.logits["CE/different"])
     assert not torch.allclose(out.logits["LA/different"], out.logits["CE/different"], atol=0.1)
     rates = dict.fromkeys(lab.MENU, 0.05) | {"CE, adjusted after": 0.001}
-    other = lab.experiment(design(), {0: world()}, PLAN, rates)[0]
+    both = {"names": (), "ensembles": ("CE/different", "CE/after")}
+    other = lab.experiment(design(), {0: world()}, PLAN, rates, **both)[0]
     torch.testing.assert_close(other.logits["CE/different"], out.logits["CE/different"])
     assert not torch.allclose(other.logits["CE/after"], out.logits["CE/after"], atol=0.1)
     for arm in ("LA/different", "LA/same", "LA/again", "CE/different"):
@@ -172,10 +182,9 @@ def test_arms_are_what_they_say():
     assert torch.equal(out.prior, lt.prior_from_counts(out.counts))
 
 
-def test_some_arms_can_be_run_alone():
+def test_some_arms_can_be_run_alone(whole):
     rates = {"LA": 0.05}  # and no other rate is asked for
     some = ("LA/different", "LA/same")
-    whole = lab.experiment(design(), {0: world()}, PLAN, dict.fromkeys(lab.MENU, 0.05))[0]
     part = lab.experiment(design(), {0: world()}, PLAN, rates, (), some)[0]
     assert set(part.logits) == set(some)
     assert set(part.valid_logits) == {"LA/different"}
@@ -195,7 +204,7 @@ def test_models_of_one_prior_share_their_order():
 
 
 def test_rates_are_tried_for_every_loss_on_validation_data():
-    plan = replace(design(), pretrain_epochs=20, tune_epochs=8)
+    plan = replace(design(), pretrain_epochs=8, tune_epochs=6)
     records = lab.rates_tried(plan, {5: world(5)}, PLAN, (0.001, 0.1), ("CE", "LA", "focal"))
     seen = {(r["arm"], r["rate"]) for r in records}
     arms = ("CE", "CE, adjusted after", "LA", "GLA", "focal")

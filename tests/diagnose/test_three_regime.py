@@ -109,9 +109,14 @@ def test_the_path_of_a_network_to_itself_is_flat():
     assert torch.equal(tr.barrier(along), torch.zeros(2))
 
 
-def test_shuffling_hidden_units_makes_a_barrier_between_equal_functions():
+@pytest.fixture(scope="module")
+def trained():
+    lane = Lane(steps=400, batch=20, lr=0.1, weight_decay=0.0)
+    return train(mlp, [lane], *data())
+
+
+def test_shuffling_hidden_units_makes_a_barrier_between_equal_functions(trained):
     x, y = data()
-    trained = train(mlp, [Lane(steps=400, batch=20, lr=0.1, weight_decay=0.0)], x, y)
     model = mlp(generator(0))
     model.load_state_dict(lane_nets.lane(trained.states, 0))
     twin = shuffled(model)
@@ -156,9 +161,8 @@ def test_the_line_is_the_bezier_curve_with_the_midpoint_as_bend():
     assert torch.equal(straight, tr.path_errors(net, a, b, x, y, bend=middle))
 
 
-def test_a_trained_curve_lowers_the_barrier():
+def test_a_trained_curve_lowers_the_barrier(trained):
     x, y = data()
-    trained = train(mlp, [Lane(steps=400, batch=20, lr=0.1, weight_decay=0.0)], x, y)
     model = mlp(generator(0))
     model.load_state_dict(lane_nets.lane(trained.states, 0))
     net, a, b = LaneNet(model), trained.states, lane_nets.stack([shuffled(model)])
@@ -179,6 +183,62 @@ def test_signs_of_lmc():
     assert float(tr.lmc(rise)) == float(tr.lmc(rise.flip(0)))
     # the largest deviation in either direction counts, not the largest error
     assert float(tr.lmc(torch.tensor([0.5, 0.55, 0.1, 0.5]))) == pytest.approx(0.4)
+
+
+def test_the_place_of_lmc_is_where_its_value_is_taken():
+    draw = torch.Generator().manual_seed(0)
+    error = torch.rand(4, 3, 11, generator=draw, dtype=DOUBLE)
+    place = tr.lmc_place(error)
+    at = (place * 10).round().long()
+    torch.testing.assert_close(place, at / 10.0, check_dtype=False)
+    there = (error[..., 0] + error[..., -1]) / 2 - error.gather(-1, at[..., None])[..., 0]
+    assert torch.equal(tr.lmc(error), there)
+    assert float(tr.lmc_place(torch.tensor([0.1, 0.3, 0.6, 0.2, 0.1]))) == 0.5
+    # the first of equal deviations; so the start of a slope, and of a flat path
+    ties = torch.tensor([[0.5, 0.75, 0.25, 0.5], [0.25] * 4])
+    assert tr.lmc_place(ties).tolist() == pytest.approx([1 / 3, 0.0])
+    with pytest.raises(ValueError, match="1 point along the path"):
+        tr.lmc_place(torch.ones(3, 1))
+
+
+def test_loss_along_the_path_is_the_loss_at_its_points():
+    x, y = data(image=True)
+    pair = train(cnn, [Lane(order=o, steps=12, batch=20) for o in (0, 1)], x, y)
+    a, b = lane_nets.take(pair.states, [0, 1]), lane_nets.take(pair.states, [1, 1])
+    net = LaneNet(cnn(generator(0)))
+    along = tr.path_errors(net, a, b, x, y, points=3, norm_batch=20, measure="loss")
+    assert along.dtype == DOUBLE
+    middle = {n: (a[n] + b[n]) / 2 if n in net.parameters else a[n] for n in a}
+    for k, states in enumerate((a, middle, b)):
+        fresh = net.restate(states, x, 20)
+        own = [F.cross_entropy(z, y) for z in net.predict(fresh, x)]
+        torch.testing.assert_close(along[:, k], torch.stack(own))
+    torch.testing.assert_close(along[1], along[1, :1].expand(3))  # a network and itself
+    with pytest.raises(ValueError, match="measure='accuracy'"):
+        tr.path_errors(net, a, b, x, y, measure="accuracy")
+
+
+def test_loss_on_the_line_between_convex_models_is_no_barrier():
+    x, y = data()
+    linear = lambda draw: nets.mlp([6, 3], generator=draw, dtype=DOUBLE)  # noqa: E731
+    ends = lane_nets.initial(linear, [0, 1, 2])
+    a, b = lane_nets.take(ends, [0, 1, 2]), lane_nets.take(ends, [1, 2, 0])
+    along = tr.path_errors(LaneNet(linear(generator(0))), a, b, x, y, measure="loss")
+    torch.testing.assert_close(tr.barrier(along), torch.zeros(3, dtype=DOUBLE))
+    assert (along[:, 5] < along[:, [0, -1]].mean(1)).all()
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.int64])
+def test_loss_of_inputs_of_other_kinds_is_summed_in_single_precision(kind):
+    model = nn.Sequential(nn.Embedding(5, 3), nn.Flatten(), nn.Linear(12, 3))
+    if kind == torch.float16:
+        model = nn.Linear(4, 3).half()
+    x = torch.randint(0, 5, (40, 4), generator=torch.Generator().manual_seed(0)).to(kind)
+    y = torch.arange(40) % 3
+    found = tr.losses(LaneNet(model), lane_nets.stack([model]), x, y)
+    assert found.dtype == torch.float32
+    wanted = F.cross_entropy(model(x).float(), y)
+    torch.testing.assert_close(found[0], wanted, atol=2e-3, rtol=0)
 
 
 # similarity
@@ -211,6 +271,94 @@ def test_cka_of_one_class_is_refused():
     assert tr.linear_cka(both, both, undefined="nan").isnan().tolist() == [False, True]
     with pytest.raises(ValueError, match="same inputs"):
         tr.linear_cka(a, a[:40])
+
+
+def unbiased_cka_written_out(a, b):
+    """The U-statistic of HSIC from Gram matrices without their diagonals (Song et al., 2012)."""
+    n = len(a)
+    one = torch.ones(n, dtype=a.dtype)
+
+    def hsic(p, q):
+        k, l = (m @ m.T for m in (p, q))
+        k, l = (m - m.diag().diag() for m in (k, l))
+        sums = (one @ k @ one) * (one @ l @ one) / ((n - 1) * (n - 2))
+        return (torch.trace(k @ l) + sums - 2 / (n - 2) * (one @ k @ l @ one)) / (n * (n - 3))
+
+    return hsic(a, b) / (hsic(a, a) * hsic(b, b)).sqrt()
+
+
+@pytest.mark.parametrize(
+    ("n", "features"), [(4, (2, 3)), (30, (6, 6)), (30, (4, 50)), (8, (40, 9))]
+)
+def test_unbiased_cka_equals_gram_matrices_written_out(n, features):
+    draw = torch.Generator().manual_seed(n)
+    a, b = (1 + torch.randn(3, n, k, generator=draw, dtype=DOUBLE) for k in features)
+    b[..., :2] += a[..., :2]
+    found = tr.linear_cka(a, b, unbiased=True)
+    wanted = [unbiased_cka_written_out(p, q) for p, q in zip(a, b, strict=True)]
+    torch.testing.assert_close(found, torch.stack(wanted), atol=1e-10, rtol=0)
+    torch.testing.assert_close(found, tr.linear_cka(b, a, unbiased=True))
+    assert (found.abs() <= 1 + 1e-12).all()
+
+
+@pytest.mark.parametrize("features", [6, 60])
+def test_unbiased_cka_ignores_turning_scaling_and_shifting(features):
+    draw = torch.Generator().manual_seed(1)
+    a = torch.randn(40, features, generator=draw, dtype=DOUBLE)
+    b = a[:, :5] + torch.randn(40, 5, generator=draw, dtype=DOUBLE)
+    turn = torch.linalg.qr(torch.randn(features, features, generator=draw, dtype=DOUBLE)).Q
+    moved = 3 * a @ turn + 7
+    one = torch.tensor(1.0, dtype=DOUBLE)
+    torch.testing.assert_close(tr.linear_cka(a, moved, unbiased=True), one)
+    torch.testing.assert_close(
+        tr.linear_cka(moved, b, unbiased=True), tr.linear_cka(a, b, unbiased=True)
+    )
+
+
+def test_unbiased_cka_of_independent_noise_is_about_0_where_the_biased_one_is_not():
+    draw = torch.Generator().manual_seed(2)
+    a, b = (torch.randn(200, 32, 24, generator=draw, dtype=DOUBLE) for _ in range(2))
+    assert tr.linear_cka(a, b).min() > 0.3
+    found = tr.linear_cka(a, b, unbiased=True)
+    assert abs(float(found.mean())) < 4 * float(found.std()) / 200**0.5
+    assert float(found.abs().max()) < 0.2
+    many = torch.cat([a, b], 1).flatten(0, 1)  # with many examples the two forms agree
+    pair = many[:, :12], many[:, 6:18]
+    torch.testing.assert_close(
+        tr.linear_cka(*pair), tr.linear_cka(*pair, unbiased=True), atol=0.01, rtol=0
+    )
+
+
+def test_unbiased_cka_needs_four_inputs_and_a_spread_over_them():
+    a = torch.randn(3, 2, dtype=DOUBLE)
+    with pytest.raises(ValueError, match="a and b hold 3 inputs: unbiased=True needs at least 4"):
+        tr.linear_cka(a, a, unbiased=True)
+    tr.linear_cka(a, a)
+    a = torch.randn(2, 9, 4, generator=torch.Generator().manual_seed(3))
+    b = torch.ones(2, 9, 4)
+    b[1, 3, 1] = 4.0  # one input alone differs
+    assert tr.linear_cka(a, b, "nan", unbiased=True).isnan().all()
+    assert tr.linear_cka(a, b, "nan").isnan().tolist() == [True, False]
+    with pytest.raises(ValueError, match="0 / 0"):
+        tr.linear_cka(a[1], b[1], unbiased=True)
+
+
+@pytest.mark.parametrize("unbiased", [False, True])
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_cka_of_half_precision_is_that_of_the_same_numbers(kind, unbiased):
+    draw = torch.Generator().manual_seed(0)
+    a = (100 * torch.randn(512, 64, generator=draw)).to(kind)  # its products overflow float16
+    b = (a.float() @ torch.randn(64, 64, generator=draw)).to(kind)
+    wanted = tr.linear_cka(a.double(), b.double(), unbiased=unbiased)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = tr.linear_cka(a, b, unbiased=unbiased)
+    for found in (tr.linear_cka(a, b, unbiased=unbiased), inside):
+        assert found.dtype == torch.float32
+        assert float(found) == pytest.approx(float(wanted), abs=1e-5)
+    mixed = tr.linear_cka(a, b.double(), unbiased=unbiased)
+    torch.testing.assert_close(mixed, wanted)
+    small = tr.linear_cka((a.float() / 1e5).to(kind), b, unbiased=unbiased)  # squares underflow
+    assert float(small) == pytest.approx(float(wanted), abs=0.01)
 
 
 # curvature

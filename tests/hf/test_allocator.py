@@ -9,7 +9,8 @@ import torch
 
 from tests.hf.models import bert, tokens
 from toolkit import AdaLoRA, adapt
-from toolkit.core.adapt.steps.budget import BudgetController, orthogonality
+from toolkit.core.adapt.steps.orthogonality import orthogonality
+from toolkit.lowrank.adalora.allocation import AllocationController
 
 peft = pytest.importorskip("peft", reason="peft is not installed")
 pytest.importorskip("transformers", reason="transformers is not installed")
@@ -92,7 +93,7 @@ def test_scores_budgets_and_masks_step_by_step(pair):
     assert len({tuple(m) for m in masks}) > 2, "nothing was ever pruned"
 
 
-def _scores(controller: BudgetController, twins) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def _scores(controller: AllocationController, twins) -> list[tuple[torch.Tensor, torch.Tensor]]:
     held = {
         id(t): (s, u)
         for t, s, u in zip(

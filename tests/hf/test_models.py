@@ -14,7 +14,7 @@ from toolkit.core.declare.catalogue import catalogue
 
 pytest.importorskip("transformers", reason="transformers is not installed")
 
-METHODS = {e.slug: small(e.method) for e in catalogue() if e.part in ADAPTING}
+METHODS = {e.slug: small(e.method) for e in catalogue() if e.part in ADAPTING and e.part != "core"}
 BERT_LINEARS = 2 * 6 + 2  # six in each layer, the pooler, the classifier
 # model, input, targets, number of layers that must match
 MODELS = {

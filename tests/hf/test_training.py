@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.hf.loops import BATCH, CLIP, METHODS, STEPS, linear, plain, prepared, rows
+from tests.hf.loops import BATCH, CLIP, METHODS, STEPS, linear, plain, prepared, rows, stacked
 from tests.pairs import run_pair
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
@@ -27,13 +27,12 @@ class InOrder(transformers.Trainer):
         return torch.utils.data.SequentialSampler(self.train_dataset)
 
 
-@pytest.mark.parametrize("slug", METHODS)
-def test_trainer_gives_the_same_weights(slug, expected, tmp_path):
-    adapted, optimizer = prepared(slug)
+def trained(adapted, optimizer, folder, resume=None, callbacks=()):
+    """Run Trainer over the rows, from a checkpoint if one is given."""
     trainer = InOrder(
         model=adapted.model,
         args=transformers.TrainingArguments(
-            output_dir=str(tmp_path),
+            output_dir=str(folder),
             per_device_train_batch_size=BATCH,
             max_steps=STEPS,
             max_grad_norm=CLIP,
@@ -45,14 +44,73 @@ def test_trainer_gives_the_same_weights(slug, expected, tmp_path):
         ),
         train_dataset=rows(),
         optimizers=(optimizer, linear(optimizer)),
+        callbacks=list(callbacks),
     )
-    trainer.train()
+    trainer.train(resume_from_checkpoint=resume)
+
+
+@pytest.mark.parametrize("slug", METHODS)
+def test_trainer_gives_the_same_weights(slug, expected, tmp_path):
+    adapted, optimizer = prepared(slug)
+    trained(adapted, optimizer, tmp_path)
     for name, value in adapted.named_parameters():
         torch.testing.assert_close(value.detach(), expected[slug][name], rtol=1e-6, atol=1e-7)
     if adapted.controller is not None:
         assert adapted.controller.step == STEPS
     if hasattr(adapted.controller, "ranks"):
         assert sum(adapted.controller.ranks().values()) == adapted.controller.target
+
+
+class StopAt(transformers.TrainerCallback):
+    """Saves a checkpoint after some steps and stops."""
+
+    def __init__(self, step: int) -> None:
+        self.last = step
+
+    def on_step_end(self, args, state, control, **_):
+        if state.global_step == self.last:
+            control.should_save = control.should_training_stop = True
+
+
+@pytest.mark.parametrize("slug", METHODS)
+def test_trainer_resumes_from_its_checkpoint_alone(slug, expected, tmp_path):
+    adapted, optimizer = prepared(slug)
+    trained(adapted, optimizer, tmp_path, callbacks=[StopAt(5)])
+    adapted, optimizer = prepared(slug)
+    trained(adapted, optimizer, tmp_path, resume=str(tmp_path / "checkpoint-5"))
+    assert {n for n, _ in adapted.named_parameters()} == expected[slug].keys()
+    for name, value in adapted.named_parameters():
+        torch.testing.assert_close(value.detach(), expected[slug][name], rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("slug", ["adalora", "increlora", "lora_ggpo"])
+def test_accelerate_resumes_from_its_state_alone(slug, expected, tmp_path):
+    from accelerate import Accelerator
+
+    def run(first: int, last: int, load: bool) -> dict[str, torch.Tensor]:
+        accelerator = Accelerator(cpu=True)
+        adapted, optimizer = prepared(slug)
+        scheduler = linear(optimizer)
+        model, optimizer = accelerator.prepare(adapted.model, optimizer)
+        accelerator.register_for_checkpointing(scheduler)
+        if load:
+            accelerator.load_state(str(tmp_path / "state"))
+        model.train()
+        for step in range(first, last):
+            optimizer.zero_grad()
+            batch = stacked(rows()[step * BATCH : (step + 1) * BATCH])
+            accelerator.backward(model(**batch).loss)
+            torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+            optimizer.step()
+            scheduler.step()
+        if not load:
+            accelerator.save_state(str(tmp_path / "state"))
+        return {n: p.detach() for n, p in adapted.named_parameters()}
+
+    run(0, 5, load=False)
+    after = run(5, STEPS, load=True)
+    for name, value in expected[slug].items():
+        torch.testing.assert_close(after[name], value, rtol=1e-6, atol=1e-7)
 
 
 @pytest.fixture(scope="module")

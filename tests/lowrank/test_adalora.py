@@ -6,18 +6,16 @@ import dataclasses
 from itertools import pairwise
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
 
 import toolkit
 from toolkit import AdaLoRA, LoRA, adapt
-from toolkit.core.adapt.steps.budget import (
-    BudgetController,
-    budget,
-    orthogonality,
-    orthogonality_gradients,
-)
+from toolkit.core.adapt.steps.budget import budget
+from toolkit.core.adapt.steps.orthogonality import orthogonality, value_and_gradients
+from toolkit.lowrank.adalora.allocation import AllocationController
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -177,16 +175,16 @@ def test_budget_follows_the_cubic():
 # --- scores --------------------------------------------------------------------------------------
 
 
-def one_layer(P, E, Q, **options) -> tuple[BudgetController, nn.Module]:
+def one_layer(P, E, Q, **options) -> tuple[AllocationController, nn.Module]:
     """A controller over one layer of the given P (m, r), E (r,), Q (r, n) that never prunes."""
     P, E, Q = (torch.tensor(t, dtype=torch.float64) for t in (P, E, Q))
     layer = nn.Module()
     layer.P, layer.Q = nn.Parameter(P), nn.Parameter(Q)
     layer.E = nn.Parameter(E[:, None])
-    layer.alive = lambda: layer.E.detach()[:, 0] != 0
     defaults = {"rank": len(E), "target_rank": len(E), "orthogonality": 0.0}
     method = AdaLoRA(**(defaults | options))
-    return BudgetController(method, {"layer": layer}, total_steps=100), layer
+    optimizer = torch.optim.SGD(layer.parameters())
+    return AllocationController(method, {"layer": layer}, optimizer, total_steps=100), layer
 
 
 def give(layer, gP, gE, gQ) -> None:
@@ -438,7 +436,7 @@ def test_penalty_is_zero_for_orthonormal_vectors_and_has_no_nan_there(squared):
     ]
     assert orthogonality(pairs, squared).item() == pytest.approx(0, abs=1e-12)
     exact = [(torch.eye(5, 3), torch.eye(3, 4))]
-    assert all(g.abs().max() == 0 for g in orthogonality_gradients(exact, squared))
+    assert all(g.abs().max() == 0 for g in value_and_gradients(exact, squared)[1])
 
 
 @pytest.mark.parametrize("squared", [False, True])
@@ -456,7 +454,8 @@ def test_batched_gradient_of_the_penalty_equals_autograd(squared):
     pairs = [(P.requires_grad_(), Q.requires_grad_()) for P, Q in random_pairs()]
     flat = [t for pair in pairs for t in pair]
     want = torch.autograd.grad(orthogonality(pairs, squared), flat)
-    got = orthogonality_gradients([(P.detach(), Q.detach()) for P, Q in pairs], squared)
+    value, got = value_and_gradients([(P.detach(), Q.detach()) for P, Q in pairs], squared)
+    torch.testing.assert_close(value, orthogonality(pairs, squared).detach())
     for g, w in zip(got, want, strict=True):
         torch.testing.assert_close(g, w)
 
@@ -467,9 +466,10 @@ def test_penalty_values_by_hand():
     assert orthogonality([(P, Q)], squared=True).item() == pytest.approx(18)
 
 
-@pytest.mark.parametrize("squared", [False, True])
-def test_the_step_uses_gamma_times_the_penalty(squared):
-    method = dataclasses.replace(METHOD, orthogonality=0.3, squared=squared)
+@pytest.mark.parametrize("like", ["code", "paper"])
+def test_the_step_uses_gamma_times_the_penalty(like):
+    squared = like == "paper"
+    method = dataclasses.replace(METHOD, orthogonality=0.3, like=like)
     adapted = adapt(network(), method, generator=generator(1))
     optimizer = torch.optim.SGD(adapted.parameters(), lr=1.0)
     adapted.attach(optimizer, total_steps=20)
@@ -486,6 +486,67 @@ def test_the_step_uses_gamma_times_the_penalty(squared):
     for p, old, g in zip(adapted.parameters(), start, want, strict=True):
         torch.testing.assert_close(p.detach(), old - g)
     assert not torch.equal(before[0][0], adapted.adapters["0"].P)
+
+
+@pytest.mark.parametrize("like", ["code", "paper"])
+def test_the_penalty_can_stand_in_the_loss_instead_of_the_step(like):
+    """The same training without clipping; with it, the penalty is clipped too."""
+    method = dataclasses.replace(METHOD, orthogonality=0.3, like=like)
+    x, ends = torch.randn(6, 5, dtype=torch.float64, generator=generator(2)), []
+    for place in ("step", "loss"):
+        adapted = adapt(network(), method, generator=generator(1))
+        optimizer = torch.optim.SGD(adapted.parameters(), lr=0.1)
+        adapted.attach(optimizer, total_steps=20, penalty=place)
+        assert adapted.controller.last_penalty is None
+        for _ in range(8):
+            optimizer.zero_grad()
+            value = adapted.controller.penalty()
+            loss = adapted(x).square().mean()
+            (loss + (place == "loss") * 0.3 * value).backward()
+            optimizer.step()
+            torch.testing.assert_close(adapted.controller.last_penalty, value.detach())
+            assert not adapted.controller.last_penalty.requires_grad
+        ends.append(adapted.parameters())
+    for a, b in zip(*ends, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+    with pytest.raises(ValueError, match='"step" or "loss"'):
+        attached(method, penalty="never")
+
+
+# --- the history ---------------------------------------------------------------------------------
+
+
+def test_every_allocation_is_recorded_with_what_decided_it():
+    adapted, step = attached()
+    kept = {}
+    for t in range(20):
+        step()
+        if adapted.controller.history and adapted.controller.history[-1].step == t:
+            kept[t] = adapted.controller.ranks(), [s.clone() for s in adapted.controller.scores()]
+    history = adapted.controller.history
+    assert [r.step for r in history] == [4, 6, 8, 10, 12, 14, 16, 17]  # 17: the final phase's one
+    for record in history:
+        ranks, scores = kept[record.step]
+        assert record.total == budget(record.step, 12, 6, 3, 4, 20)
+        assert record.ranks == ranks
+        for name, score in zip(record.ranks, scores, strict=True):
+            torch.testing.assert_close(record.scores[name].double(), score, rtol=1e-6, atol=0)
+            assert int((record.scores[name] > record.threshold).sum()) == ranks[name]
+    table = adapted.controller.history.table()
+    assert list(table.columns) == ["step", "total", "threshold", "layer", "score", "rank"]
+    assert len(table) == 3 * len(history)
+    assert (table.groupby("step")["rank"].sum() == table.groupby("step")["total"].first()).all()
+    pd.testing.assert_frame_equal(adapted.controller.table(), table)
+
+
+def test_a_long_run_keeps_about_a_thousand_records():
+    method = AdaLoRA(rank=1, target_rank=0, orthogonality=0.0)
+    adapted = adapt(nn.Sequential(nn.Linear(1, 1)), method)
+    adapted.attach(torch.optim.SGD(adapted.parameters(), lr=0.0), total_steps=2500)
+    controller = adapted.controller
+    for controller.step in range(2500):
+        controller.prune(0)
+    assert [r.step for r in controller.history] == [*range(0, 2500, 3)]
 
 
 # --- going on, and going wrong -------------------------------------------------------------------
@@ -517,6 +578,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
     assert second.controller.budget == first.controller.budget
     train(second, optimizer, 11)
     assert second.controller.ranks() == whole.controller.ranks()
+    pd.testing.assert_frame_equal(second.controller.table(), whole.controller.table())
     for a, b in zip(whole.parameters(), second.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
@@ -574,11 +636,68 @@ def test_a_gradient_that_is_not_finite_at_an_allocation_is_refused_and_changes_n
     step()
     optimizer = torch.optim.SGD(adapted.parameters(), lr=1.0)
     adapted.controller.remove()
-    adapted.resume, adapted.controller = adapted.controller.state(), None
+    adapted.schedule(adapted.method).waiting = adapted.controller.state()
+    adapted.controller = None
     adapted.attach(optimizer, total_steps=20)
     before = [p.detach().clone() for p in adapted.parameters()]
     adapted(torch.ones(2, 5, dtype=torch.float64)).sum().backward()
     adapted.adapters["2"].Q.grad[0, 0] = float("nan")
-    with pytest.raises(FloatingPointError, match="'2'"):
+    with pytest.raises(FloatingPointError, match=r"'2\.Q'"):
         optimizer.step()
     assert all(torch.equal(a, b) for a, b in zip(before, adapted.parameters(), strict=True))
+
+
+def fused(kind: str, scaler: torch.amp.GradScaler | None):
+    adapted = adapt(network().float(), METHOD, generator=generator())
+    optimizer = torch.optim.SGD(adapted.parameters(), lr=0.1, fused=True)
+    adapted.attach(optimizer, total_steps=20)
+    x = torch.ones(2, 5)
+
+    def step(size: float = 1.0) -> None:
+        optimizer.zero_grad()
+        loss = (size * adapted(x)).square().sum()
+        (loss if scaler is None else scaler.scale(loss)).backward()
+        if scaler is None:
+            optimizer.step()
+            return
+        if kind == "unscaled":
+            scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+        scaler.update()
+
+    return adapted, step
+
+
+def test_gradients_that_a_scaler_left_scaled_are_refused_and_nothing_changes():
+    adapted, step = fused("scaled", torch.amp.GradScaler("cpu", init_scale=1024.0))
+    before = [p.detach().clone() for p in adapted.parameters()]
+    with pytest.raises(RuntimeError, match=r"unscale_.*fused=False"):
+        step()
+    assert adapted.controller.step == 0
+    assert not any(s.any() for s in adapted.controller.sensitivity)
+    assert all(torch.equal(a, b) for a, b in zip(before, adapted.parameters(), strict=True))
+
+
+def test_unscaled_gradients_of_a_fused_optimizer_are_read_and_a_skipped_step_is_none():
+    plain, plain_step = fused("", None)
+    adapted, step = fused("unscaled", torch.amp.GradScaler("cpu", init_scale=1024.0))
+    for t in range(8):
+        plain_step()
+        step()
+        if t in (2, 4):  # the scaler finds inf and has the optimizer skip the step
+            state = {k: v.clone() for k, v in adapted.controller.state().items()}
+            step(float("inf"))
+            assert all(torch.equal(v, state[k]) for k, v in adapted.controller.state().items())
+    assert adapted.controller.step == 8
+    assert adapted.controller.ranks() == plain.controller.ranks()
+    for a, b in zip(plain.parameters(), adapted.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_the_state_of_other_layers_is_refused():
+    adapted, step = attached()
+    step()
+    adapted.controller.remove()
+    adapted.resume, adapted.controller = {"step": torch.tensor(3)}, None
+    with pytest.raises(ValueError, match=r"does not fit AdaLoRA.*missing"):
+        adapted.attach(torch.optim.SGD(adapted.parameters()), total_steps=20)

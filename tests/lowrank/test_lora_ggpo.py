@@ -674,7 +674,7 @@ def test_a_saved_schedule_of_another_variant_is_refused():
     train(adapted, optimizer, 1)
     state = adapted.controller.state()
     other = adapt(network(), made("paper"))
-    other.resume = state
+    other.schedule(other.method).waiting = state
     with pytest.raises(ValueError, match="does not fit LoRA-MGPO"):
         other.attach(torch.optim.Adam(other.parameters()))
 

@@ -7,6 +7,7 @@ write themselves.
 - :mod:`motion_book.tables`: the directive ``method-map``.
 - :mod:`motion_book.ledger`: the directive ``claims-ledger``.
 - :mod:`motion_book.beds`: the directive ``bed-tables``.
+- :mod:`motion_book.reference`: the directive ``module-reference``.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     """Register the extension with Sphinx."""
     if importlib.util.find_spec("toolkit") is None:  # a checkout whose toolkit is not installed
         sys.path.insert(0, str(app.srcdir))
-    from motion_book import assets, beds, ledger, marks, repository, tables
+    from motion_book import assets, beds, ledger, marks, reference, repository, tables
 
     assets.setup(app)
     marks.setup(app)
@@ -30,4 +31,5 @@ def setup(app: Sphinx) -> dict[str, Any]:
     tables.setup(app)
     ledger.setup(app)
     beds.setup(app)
+    reference.setup(app)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -39,7 +39,9 @@ class MethodMap(SphinxDirective):
         from toolkit.core.declare.catalogue import catalogue
 
         self.env.note_reread()
-        entries = [e for e in catalogue() if self.options.get("part") in (None, e.part)]
+        wanted = self.options.get("part")
+        shown = (e for e in catalogue() if e.part == wanted or (not wanted and e.chapter))
+        entries = list(shown)
         if not entries:
             raise self.error(f"no method in part {self.options.get('part')!r}")
         box = nodes.container(classes=["table-scroll", "method-map"])

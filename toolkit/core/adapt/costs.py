@@ -25,7 +25,7 @@ def report(adapted: Any) -> pd.DataFrame:
             "cols": site.cols,
             "weight": site.rows * site.cols,
             "trained": trained,
-            "share": trained / (site.rows * site.cols),
+            "share": trained / max(1, site.rows * site.cols),
         }
         facts = getattr(placed.layer.adapter, "facts", None)
         rows.append(row | (facts() if facts is not None else {}))
@@ -47,9 +47,9 @@ def costs(adapted: Any) -> dict[str, int]:
     trained = sum(p.numel() for p in parameters)
     # a layer that lost its whole rank (AdaLoRA after compact()) stays as it was
     changed = sum(
-        s.site.rows * s.site.cols
-        for s in adapted.sites.values()
-        if any(p.numel() for p in s.layer.adapter.parameters())
+        getattr(p.layer.adapter, "changed", p.site.rows * p.site.cols)
+        for p in adapted.sites.values()
+        if any(t.numel() for t in p.layer.adapter.parameters())
     )
     changed += sum(p.numel() for p in adapted.extra.values())
     kept = [t for a in adapted.adapters.values() for t in a.state_dict().values()]

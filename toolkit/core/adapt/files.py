@@ -12,7 +12,9 @@ from torch import Tensor
 
 from toolkit.core.io import write_beside
 
-FORMAT = "parameters-in-motion/1"
+FORMAT = "parameters-in-motion/2"
+FIRST = "parameters-in-motion/1"
+"""The format that holds one method; it is still read."""
 
 
 def save(adapted: Any, path: Any, resume: bool = False) -> None:
@@ -36,12 +38,24 @@ def save(adapted: Any, path: Any, resume: bool = False) -> None:
     if resume:
         if adapted.controller is None:
             raise RuntimeError("resume=True needs a schedule: call attach(optimizer, ...) first")
-        for key, value in adapted.controller.state().items():
-            tensors[f"schedule.{key}"] = value
+        for i, method in enumerate(adapted.methods):
+            schedule = adapted.schedule(method)
+            for key, value in (schedule.controller.state() if schedule else {}).items():
+                tensors[f"schedule.{i}.{key}"] = value
+    for name, value in adapted.changed_buffers().items():
+        tensors[f"buffer.{name}"] = value
     facts = {
-        "method": adapted.method.info.slug,
-        "hyperparameters": dataclasses.asdict(adapted.method),
+        "methods": [
+            {
+                "slug": method.info.slug,
+                "class": type(method).__name__,
+                "hyperparameters": dataclasses.asdict(method),
+                "sites": list(adapted.share(method).sites),
+            }
+            for method in adapted.methods
+        ],
         "train": list(adapted.extra),
+        "moved": adapted.moved(),
         "layers": {
             name: {"kind": s.site.kind, "shape": list(s.site.shape), "parameter": s.site.parameter}
             for name, s in adapted.sites.items()

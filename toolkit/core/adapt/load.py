@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from toolkit.core.adapt.files import FORMAT
-from toolkit.core.adapt.model import Adapted, Placed, adapt, refuse_busy
+from toolkit.core.adapt.files import FIRST, FORMAT
+from toolkit.core.adapt.layer import Placed
+from toolkit.core.adapt.model import Adapted
 from toolkit.core.adapt.peft import PREFIX, PeftNames
-from toolkit.core.adapt.sites import kind_of
-from toolkit.core.declare.catalogue import catalogue, entry
+from toolkit.core.adapt.put import adapt, is_train, refuse_busy
+from toolkit.core.adapt.sites import fits, kind_of
+from toolkit.core.declare.catalogue import catalogue, entry, find_class
 
 
 def load(model: nn.Module, path: Any) -> Adapted:
@@ -38,39 +41,64 @@ def load(model: nn.Module, path: Any) -> Adapted:
     facts, tensors = _read(path)
     refuse_busy(model)
     _check_fits(model, path, facts, tensors)
-    try:
-        method = entry(facts["method"]).method(**facts["hyperparameters"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{path} holds a method that this version does not have ({error}); load it with the "
-            "version that wrote it"
-        ) from error
-    names = list(facts["layers"])
-    states: dict[str, dict[str, Tensor]] = {name: {} for name in names}
+    wanted = _methods(path, facts)
+    states: dict[str, dict[str, Tensor]] = {name: {} for name in facts["layers"]}
+    ends = sorted(states, key=len, reverse=True)  # a site may lie inside another
     for key, value in tensors.items():
         if key.startswith("adapter."):
-            name, _, leaf = key.removeprefix("adapter.").rpartition(".")
-            if name not in states:
+            path_in_model = key.removeprefix("adapter.")
+            name = next((n for n in ends if path_in_model.startswith(f"{n}.")), None)
+            if name is None:
                 raise ValueError(f"{path}: tensor {key!r} belongs to no adapted layer of the file")
-            states[name][leaf] = value
-
-    beside = set(facts["train"])
-    adapted = adapt(model, method, lambda name, _: name in states, train=beside.__contains__)
+            states[name][path_in_model.removeprefix(f"{name}.")] = value
+    beside = set(facts["train"]) - set(facts["moved"])
+    adapted = adapt(model, wanted, train=beside.__contains__)
     try:
         for name, adapter in adapted.adapters.items():
             fill(adapter, states[name], f"{path}: layer {name!r}")
+        buffers = dict(adapted.buffers())
         with torch.no_grad():
             for name, value in adapted.extra.items():
                 value.copy_(tensors[f"train.{name}"])
+            for key, value in tensors.items():
+                if key.startswith("buffer."):
+                    buffers[key.removeprefix("buffer.")].copy_(value)
     except Exception:
         adapted.unload()
         raise
-    adapted.resume = {
-        key.removeprefix("schedule."): value
-        for key, value in tensors.items()
-        if key.startswith("schedule.")
-    }
+    for i, method in enumerate(adapted.methods):
+        schedule, start = adapted.schedule(method), f"schedule.{i}."
+        if schedule is not None:
+            schedule.waiting = {
+                k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)
+            }
+    adapted.calm()
     return adapted
+
+
+def _methods(path: Path, facts: dict[str, Any]) -> dict[Any, Any]:
+    """Which sites of the file each of its methods acts on, as :func:`adapt` takes it."""
+    wanted: dict[Any, Any] = {}
+    for one in facts["methods"]:
+        try:
+            cls, sites = entry(one["slug"]).method, frozenset(one["sites"])
+            if one["class"] != cls.__name__:
+                cls = find_class(one["class"]) or cls
+            method = cls(**one["hyperparameters"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{path} holds a method that this version does not have ({error}); load it with "
+                "the version that wrote it"
+            ) from error
+        if is_train(method):
+            wanted[frozenset(facts["moved"]).__contains__] = method
+        else:
+            wanted[_among(sites)] = method
+    return wanted
+
+
+def _among(names: frozenset[str]) -> Callable[[str, nn.Module], bool]:
+    return lambda name, _: name in names
 
 
 def load_peft(model: nn.Module, folder: Any) -> Adapted:
@@ -143,19 +171,43 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise ValueError(
             f"{path} is not a whole safetensors file ({error}); copy or save it again"
         ) from error
-    if metadata.get("format") != FORMAT:
+    if metadata.get("format") not in (FORMAT, FIRST):
         raise ValueError(
             f"{path} is no adapter of this toolkit (format {metadata.get('format')!r}, expected "
             f"{FORMAT!r}); folders written by Hugging Face peft load with toolkit.load_peft"
         )
     try:
         facts = json.loads(metadata["facts"])
-        missing = {"method", "hyperparameters", "train", "layers"} - facts.keys()
+        if metadata["format"] == FIRST:
+            facts, tensors = _of_the_first_format(facts, tensors)
+        missing = {"methods", "train", "moved", "layers"} - facts.keys()
     except (KeyError, AttributeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path}: its facts cannot be read ({error}); save it again") from error
     if missing:
         raise ValueError(f"{path}: its facts lack {sorted(missing)}; save it again")
     return facts, tensors
+
+
+def _of_the_first_format(
+    facts: dict[str, Any], tensors: dict[str, Tensor]
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """A file of the first format, which held one method, as one of today's."""
+    new: dict[str, Any] = {k: facts[k] for k in ("train", "layers") if k in facts}
+    new["moved"] = []
+    if {"method", "hyperparameters", "layers"} <= facts.keys():
+        slug = facts["method"]
+        one = {
+            "slug": slug,
+            "class": next((e.class_name for e in catalogue() if e.slug == slug), slug),
+            "hyperparameters": facts["hyperparameters"],
+            "sites": list(facts["layers"]),
+        }
+        new["methods"] = [one]
+    start = "schedule."
+    return new, {
+        f"{start}0.{k.removeprefix(start)}" if k.startswith(start) else k: v
+        for k, v in tensors.items()
+    }
 
 
 def _check_fits(
@@ -167,12 +219,13 @@ def _check_fits(
         if name not in modules:
             wrong.append(f"no layer {name!r}")
             continue
-        weight = getattr(modules[name], layer["parameter"], None)
-        shape = None if weight is None else tuple(weight.shape)
+        module, kind = modules[name], layer["kind"]
+        weight = module._parameters.get(layer["parameter"])
+        shape = () if weight is None else tuple(weight.shape)
         if shape != tuple(layer["shape"]):
             wrong.append(f"{name!r} has shape {shape}, the file {tuple(layer['shape'])}")
-        elif kind_of(modules[name]) != layer["kind"]:
-            wrong.append(f"{name!r} is of kind {kind_of(modules[name])}, not {layer['kind']}")
+        elif not fits(module, (kind,)):
+            wrong.append(f"{name!r} is of kind {kind_of(module)}, not {kind}")
     own = dict(model.named_parameters())
     for name in facts["train"]:
         saved = tensors.get(f"train.{name}")

@@ -1,27 +1,26 @@
-"""Put a method on a model: ``adapt(model, method, targets)``, and take it off again."""
+"""A model with methods on it: train it, save it, merge the new weights, take the methods off."""
 
 from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from toolkit.core.adapt import sites as layers
-from toolkit.core.adapt import targets as target_names
+from toolkit.core.adapt import costs, files, peft
+from toolkit.core.adapt.layer import Placed, Schedule
 from toolkit.core.adapt.sites import Site
-from toolkit.core.adapt.steps import hooks as schedule
-from toolkit.core.adapt.targets import Targets
+from toolkit.core.adapt.steps import hooks
+from toolkit.core.adapt.steps.controller import Controller, Several
 from toolkit.core.declare.info import Info
 
 
 class Adapter(Protocol):
-    """What a method builds for one layer: an ``nn.Module`` with two routes to one new weight."""
+    """What a method builds for one site: an ``nn.Module`` with two routes to one new weight."""
 
     def __call__(self, base: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """Output of the adapted layer, computed the cheap way."""
@@ -31,10 +30,11 @@ class Adapter(Protocol):
 
 
 class Method(Protocol):
-    """A frozen dataclass of hyperparameters that builds the adapter of one layer.
+    """A frozen dataclass of hyperparameters that builds the adapter of one site.
 
     Optional: ``controller(adapted, optimizer, total_steps, **options)`` returns what must happen
-    around each optimizer step (see :mod:`toolkit.core.adapt.steps.hooks`).
+    around each optimizer step (:class:`~toolkit.core.adapt.steps.controller.Controller`); it is
+    given a :class:`Share` of the model. ``scores``: see :mod:`toolkit.core.adapt.scores`.
     """
 
     info: Info
@@ -42,99 +42,95 @@ class Method(Protocol):
     def build(self, site: Site, generator: torch.Generator | None) -> nn.Module: ...
 
     def count(self, site: Site) -> int:
-        """Numbers trained for a layer, from the formula and not by counting tensors."""
+        """Numbers trained for a site, from the formula and not by counting tensors."""
 
 
-class AdaptedLayer(nn.Module):
-    """A frozen layer and its adapter, in the layer's place.
+@dataclass(frozen=True)
+class Share:
+    """The sites of one method on a model, as its controller sees them."""
 
-    Code that reads a parameter of the layer instead of calling it (``nn.MultiheadAttention`` reads
-    ``out_proj.weight``, the fast path of ``nn.TransformerEncoderLayer`` reads all) is given the new
-    weight, so that the adapter is never skipped in silence.
-    """
+    model: nn.Module
+    method: Any
+    sites: dict[str, Placed]
+    extra: dict[str, nn.Parameter]
 
-    def __init__(self, base: nn.Module, adapter: nn.Module):
-        super().__init__()
-        self.base = base
-        self.adapter = adapter
-        self.train(base.training)
+    @property
+    def adapters(self) -> dict[str, nn.Module]:
+        """Site name -> the module the method built for it."""
+        return {name: placed.layer.adapter for name, placed in self.sites.items()}
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.adapter(self.base, *args, **kwargs)
-
-    def materialised(self, *args: Any, **kwargs: Any) -> Any:
-        """The same output through the new weight itself: slower, for checks and for teaching."""
-        return functional_call(self.base, self.adapter.merged(self.base), args, kwargs)
-
-    def __getattr__(self, name: str) -> Any:
-        modules = self.__dict__.get("_modules", {})
-        if name in modules:
-            return modules[name]
-        base = modules.get("base")
-        if base is None:
-            raise AttributeError(name)
-        if name in base._parameters:
-            return self.adapter.merged(base).get(name, base._parameters[name])
-        return getattr(base, name)
-
-
-@dataclass
-class Placed:
-    """One adapted layer and every place in the model that refers to it."""
-
-    name: str
-    site: Site
-    layer: AdaptedLayer
-    places: list[tuple[nn.Module, str]]
-    tied: bool
-
-    def put(self, module: nn.Module) -> None:
-        for parent, attribute in self.places:
-            parent._modules[attribute] = module
+    @property
+    def resume(self) -> dict[str, Tensor]:
+        """The state of a schedule that waits to go on, or an empty dict."""
+        return next(iter(self.sites.values())).layer.schedule.waiting
 
 
 class Adapted:
-    """A model with a method on it. The model itself is changed in place and is ``.model``.
+    """A model with methods on it. The model itself is changed in place and is ``.model``.
 
-    Made by :func:`adapt`. Attributes: ``model``, ``method``, ``sites`` (name -> :class:`Placed`),
-    ``extra`` (name in the base -> parameter, for those that ``train`` names), ``controller``
-    (after :meth:`attach`), ``state`` ("adapted", "merged" or "unloaded").
+    Made by :func:`toolkit.adapt`. Attributes: ``model``, ``methods`` (a tuple), ``sites`` (name ->
+    :class:`~toolkit.core.adapt.layer.Placed`), ``extra`` (name in the base -> parameter that
+    simply trains), ``left_out`` (names that a pattern matched and no method can act on, with the
+    reason), ``controller`` (after :meth:`attach`), ``state`` ("adapted", "merged" or "unloaded").
     """
 
     def __init__(
         self,
         model: nn.Module,
-        method: Method,
+        methods: tuple[Any, ...],
         sites: dict[str, Placed],
         extra: dict[str, nn.Parameter],
-        trainable_before: dict[nn.Parameter, bool],
+        before: dict[nn.Parameter, bool],
+        kept: Mapping[str, Tensor] | None = None,
+        left_out: Mapping[str, str] | None = None,
     ):
-        self.model = model
-        self.method = method
-        self.sites = sites
-        self.extra = extra
-        self.controller: schedule.Controller | None = None
-        self.resume: dict[str, Tensor] = {}
+        self.model, self.methods, self.sites, self.extra = model, methods, sites, extra
+        self.left_out = dict(left_out or {})
+        self.controller: Controller | None = None
         self.state = "adapted"
-        self._before = trainable_before
+        self._before = before
+        self._kept = dict(kept or {})  # parameters of the base that Train() moves, as they were
+        self._buffers = {name: b.clone() for name, b in self.buffers()}
         self._originals: dict[str, nn.Parameter] = {}
+        self._alarms: list[Any] = []
+        for method in self._scheduled():
+            first = next(p for p in sites.values() if p.method is method)
+            first.layer.schedule = Schedule()
+            self._watch(first.layer.adapter)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.model(*args, **kwargs)
 
     def __repr__(self) -> str:
-        return (
-            f"Adapted({self.method!r}, {len(self.sites)} layers, "
-            f"{sum(p.numel() for p in self.parameters()):,} numbers trained, {self.state})"
-        )
+        methods = ", ".join(map(repr, self.methods))
+        words = [f"{len(self.sites)} layers"] if self.sites else []
+        words += [f"{len(self.extra)} parameters beside"] if self.extra else []
+        words.append(f"{sum(p.numel() for p in self.parameters()):,} numbers trained")
+        words.append(self.state)
+        if self._scheduled() and self.state == "adapted":
+            words.append("attached" if self.controller is not None else "not attached")
+        if self.left_out:
+            words.append(f"left out: {', '.join(self.left_out)}")
+        return f"Adapted({methods}, {', '.join(words)})"
+
+    @property
+    def method(self) -> Any:
+        """The method, where there is one only.
+
+        Raises:
+            AttributeError: several methods act on this model; see ``methods``.
+        """
+        if len(self.methods) != 1:
+            raise AttributeError(f"this model carries {len(self.methods)} methods; see .methods")
+        return self.methods[0]
 
     @property
     def adapters(self) -> dict[str, nn.Module]:
-        """Layer name -> the module the method built for it."""
+        """Site name -> the module its method built for it."""
         return {name: placed.layer.adapter for name, placed in self.sites.items()}
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Everything that trains: the adapters' tensors, then the parameters named by ``train``."""
+        """Everything that trains: the adapters' tensors, then the parameters that simply train."""
         for name, adapter in self.adapters.items():
             for key, parameter in adapter.named_parameters():
                 yield f"{name}.{key}", parameter
@@ -143,50 +139,93 @@ class Adapted:
     def parameters(self) -> list[nn.Parameter]:
         return [parameter for _, parameter in self.named_parameters()]
 
+    def buffers(self) -> Iterator[tuple[str, Tensor]]:
+        """The base's own persistent buffers, such as the statistics of batch normalisation."""
+        ours = {id(m) for a in self.adapters.values() for m in a.modules()}
+        for path, module in self.model.named_modules():
+            if id(module) not in ours and not isinstance(module, Schedule):
+                for key, buffer in module._buffers.items():
+                    if buffer is not None and key not in module._non_persistent_buffers_set:
+                        name = ".".join(p for p in path.split(".") if p)
+                        yield f"{base_name(name, self.sites)}.{key}".lstrip("."), buffer
+
     def attach(self, optimizer: Any, total_steps: int | None = None, **options: Any) -> Adapted:
-        """Let the method act around every ``optimizer.step()``; a no-op for methods that need not.
+        """Let the methods act around every ``optimizer.step()``; a no-op for those that need not.
 
         Args:
             optimizer: a ``torch.optim.Optimizer`` (or Accelerate's wrapper of one) that holds
                 every tensor of :meth:`parameters`.
             total_steps: optimizer steps of the whole run; methods with a schedule need it.
-            options: passed to the method's controller.
+            options: passed to the method's controller. With several methods that have one, give
+                each its own by slug: ``adalora={"scorer": ...}``.
 
         Raises:
             RuntimeError: attached already, or the model no longer carries the method.
-            ValueError: the optimizer misses trained tensors, or the schedule does not fit.
+            ValueError: the optimizer misses trained tensors, the schedule does not fit, or two
+                methods cannot share an optimizer.
         """
         self._need("adapted", "attach")
         if self.controller is not None:
             raise RuntimeError("attach was called before on this model; one optimizer drives it")
-        optimizer = schedule.unwrap(optimizer)
-        schedule.check_holds(optimizer, self.named_parameters())
-        build = getattr(self.method, "controller", None)
-        if build is not None:
-            controller = build(self, optimizer, total_steps, **options)
-            if self.resume:
-                controller.load(self.resume)
-            schedule.register(optimizer, controller)
-            self.controller = controller
-        elif options:
-            raise TypeError(f"{type(self.method).__name__} takes no option {sorted(options)}")
+        optimizer = hooks.unwrap(optimizer)
+        hooks.check_holds(optimizer, self.named_parameters())
+        scheduled = self._scheduled()
+        taking_over = [m for m in scheduled if getattr(m, "exclusive", False)]
+        if taking_over and len(scheduled) > 1:
+            raise ValueError(
+                f"{taking_over[0].info.title} takes over what the optimizer does, so no other "
+                "method can share it; adapt another model with it, or use another of its modes"
+            )
+        if not scheduled:
+            if options:
+                names = ", ".join(type(m).__name__ for m in self.methods)
+                raise TypeError(f"{names} takes no option {sorted(options)}")
+            return self
+        given = [options] if len(scheduled) == 1 else _shared_out(scheduled, options)
+        parts = []
+        for method, more in zip(scheduled, given, strict=True):
+            share = self.share(method)
+            controller = method.controller(share, optimizer, total_steps, **more)
+            self.schedule(method).attach(controller)
+            parts.append(controller)
+        self.controller = parts[0] if len(parts) == 1 else Several(parts)
+        try:
+            hooks.register(optimizer, self.controller)
+        except Exception:
+            self._detach()
+            raise
+        self.calm()
         return self
+
+    def share(self, method: Any) -> Share:
+        """The part of the model that one of its methods acts on."""
+        sites = {n: p for n, p in self.sites.items() if p.method is method}
+        return Share(self.model, method, sites, self.extra)
 
     @torch.no_grad()
     def merge(self, keep_original: bool = True) -> nn.Module:
         """Write the new weights into plain layers and take the adapters out.
 
+        All new weights are computed before any is written.
+
         Args:
             keep_original: keep the old weights (in this object) so that :meth:`unmerge` restores
-                them bit for bit; False frees them layer by layer.
+                them bit for bit; False frees them.
 
         Returns:
             The model, with its own modules and parameter names only.
 
         Raises:
-            RuntimeError: merged or unloaded already.
+            RuntimeError: merged or unloaded already. TypeError: a method is no plain weight.
         """
         self._need("adapted", "merge")
+        self._say_not_attached("merge")
+        unmerged = [m for m in self.methods if not m.info.mergeable and self.share(m).sites]
+        if unmerged:
+            raise TypeError(
+                f"{unmerged[0].info.title} is no change of a weight, so it cannot be merged; keep "
+                "the adapted model, or unload()"
+            )
         tied = [name for name, placed in self.sites.items() if placed.tied]
         if tied:
             warnings.warn(
@@ -194,9 +233,10 @@ class Adapted:
                 "weight is theirs alone, the other part keeps the old one",
                 stacklevel=2,
             )
+        new = {n: p.layer.adapter.merged(p.layer.base) for n, p in self.sites.items()}
         for name, placed in self.sites.items():
             base = placed.layer.base
-            for key, value in placed.layer.adapter.merged(base).items():
+            for key, value in new.pop(name).items():
                 old = base._parameters[key]
                 if keep_original:
                     self._originals[f"{name}.{key}"] = old
@@ -222,47 +262,97 @@ class Adapted:
                     placed.layer.base._parameters[key] = self._originals.pop(f"{name}.{key}")
             placed.put(placed.layer)
         self.state = "adapted"
-        self._freeze()
+        freeze(self)
         return self
 
+    @torch.no_grad()
     def unload(self) -> nn.Module:
-        """Take the method off: the base model, its weights and its trainable flags as before.
+        """Take the methods off: the base model, its weights, buffers and trainable flags as before.
 
         Parameters named by ``train`` keep what they learned. After a merge, unmerge first.
         """
         self._need("adapted", "unload")
+        now = dict(self.buffers())
         for placed in self.sites.values():
             placed.put(placed.layer.base)
+        for name, value in self._kept.items():
+            self.extra[name].copy_(value)
+        for name, value in self._buffers.items():
+            if name in now:
+                now[name].copy_(value)
         self._restore_flags()
         self.state = "unloaded"
         self._detach()
         return self.model
 
     def save(self, path: Any, resume: bool = False) -> None:
-        """Write adapters and ``train`` parameters as safetensors, for :func:`toolkit.load`."""
-        from toolkit.core.adapt import files
-
+        """Write what the task adds to the base as safetensors, for :func:`toolkit.load`."""
         self._need("adapted", "save")
+        self._say_not_attached("save")
         files.save(self, path, resume)
 
     def save_peft(self, folder: Any) -> None:
         """Write the adapters as a folder that Hugging Face ``peft`` loads."""
-        from toolkit.core.adapt import peft as peft_format
-
         self._need("adapted", "save_peft")
-        peft_format.save_peft(self, folder)
+        peft.save_peft(self, folder)
 
-    def report(self):
+    def report(self) -> Any:
         """One row per adapted layer, as a DataFrame: what matched, and what it trains."""
-        from toolkit.core.adapt import costs as report
-
-        return report.report(self)
+        return costs.report(self)
 
     def costs(self) -> dict[str, int]:
         """The four costs: see :func:`toolkit.core.adapt.costs.costs`."""
-        from toolkit.core.adapt import costs as report
+        return costs.costs(self)
 
-        return report.costs(self)
+    def schedule(self, method: Any) -> Schedule | None:
+        """Where the state of a method's controller travels, if it has one."""
+        if method not in self._scheduled():
+            return None
+        return next(iter(self.share(method).sites.values())).layer.schedule
+
+    def moved(self) -> list[str]:
+        """Names of the base's parameters that a method lets train, and that unload restores."""
+        return list(self._kept)
+
+    def changed_buffers(self) -> dict[str, Tensor]:
+        """The base's buffers that are no longer as they were when the model was adapted."""
+        then = self._buffers
+        return {n: b for n, b in self.buffers() if n in then and not torch.equal(b, then[n])}
+
+    def _scheduled(self) -> list[Any]:
+        """Methods that act around optimizer steps, in order."""
+        return [m for m in self.methods if hasattr(m, "controller") and self.share(m).sites]
+
+    def _watch(self, adapter: nn.Module) -> None:
+        """Warn at the first backward pass if nothing was attached by then."""
+        told: list[bool] = []
+
+        def alarm(_: Tensor) -> None:
+            if not told:
+                told.append(True)
+                self._say_not_attached("backward")
+
+        first = next(iter(adapter.parameters()), None)
+        if first is not None:
+            self._alarms.append(first.register_post_accumulate_grad_hook(alarm))
+
+    def calm(self) -> None:
+        """Say nothing of a missing attach any more: the tensors come from a file."""
+        for alarm in self._alarms:
+            alarm.remove()
+        self._alarms = []
+
+    def _say_not_attached(self, where: str) -> None:
+        if not self._alarms or self.controller is not None:
+            return
+        self.calm()
+        names = ", ".join(m.info.title for m in self._scheduled())
+        warnings.warn(
+            f"{names} acts inside optimizer.step(), but nothing is attached at this {where}: "
+            "without it the adapters train like plain ones. Call adapted.attach(optimizer, "
+            "total_steps=...)",
+            stacklevel=3,
+        )
 
     def _need(self, state: str, verb: str) -> None:
         if self.state == state:
@@ -274,17 +364,12 @@ class Adapted:
         }[self.state]
         raise RuntimeError(f"cannot {verb}: the model is already {self.state}; {remedy}")
 
-    def _freeze(self) -> None:
-        for parameter in self.model.parameters():
-            parameter.requires_grad_(False)
-        for parameter in self.parameters():
-            parameter.requires_grad_(True)
-
     def _restore_flags(self) -> None:
         for parameter in self.model.parameters():
             parameter.requires_grad_(self._before.get(parameter, parameter.requires_grad))
 
     def _detach(self) -> None:
+        self.calm()
         if self.controller is not None:
             self.controller.remove()
             self.controller = None
@@ -296,105 +381,45 @@ class Adapted:
         for key, value in self.__dict__.items():
             if key == "_before":
                 new._before = {copy.deepcopy(p, memo): flag for p, flag in value.items()}
+            elif key == "methods":
+                new.methods = value  # frozen; sites refer to these very objects
             else:
-                setattr(new, key, None if key == "controller" else copy.deepcopy(value, memo))
+                empty = {"controller": None, "_alarms": []}
+                setattr(new, key, empty[key] if key in empty else copy.deepcopy(value, memo))
+        methods = {id(p): p.method for p in self.sites.values()}
+        for name, placed in self.sites.items():
+            new.sites[name].method = methods[id(placed)]
         return new
 
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"controller": None, "_alarms": []}
 
-def adapt(
-    model: nn.Module,
-    method: Method,
-    targets: Targets = None,
-    *,
-    train: str | Iterable[str] | Callable[[str], bool] = (),
-    generator: torch.Generator | None = None,
-) -> Adapted:
-    """Freeze a model and put a method on the layers that ``targets`` names, in place.
 
-    Args:
-        model: any ``nn.Module``. The same layer used in several places is adapted once.
-        method: a method with its hyperparameters, such as ``LoRA(rank=8)``.
-        targets: see :func:`toolkit.core.adapt.targets.select`; None takes every linear layer.
-        train: patterns of parameters that train beside the adapters, such as ``"head.*"``, or a
-            callable of the parameter's name; layers that hold them are not adapted. They are saved
-            with the adapters.
-        generator: source of the initial draw.
+def base_name(name: str, sites: Mapping[str, Any]) -> str:
+    """A module's name in the base model, from its name in the adapted one."""
+    return name.replace(".base.", ".").removesuffix(".base") if sites else name
 
-    Returns:
-        The handle to train, merge, save or take off the method.
 
-    Raises:
-        ValueError, TypeError: nothing matched, or the method does not fit a layer. The model is
-            then as it was.
-        RuntimeError: the model carries a method already.
-    """
-    refuse_busy(model)
-    extra = trained_beside(model, train)
-    holders = {name.rpartition(".")[0] for name in extra}
-    chosen = target_names.select(model, targets, method.info.kinds, exclude=holders - {""})
-    if "" in chosen:
+def freeze(adapted: Adapted) -> None:
+    """Let the handle's own tensors train, and nothing else that no other handle trains."""
+    others = {
+        id(p)
+        for module in adapted.model.modules()
+        if hasattr(module, "adapter") and hasattr(module, "base")
+        for p in module.adapter.parameters()
+    }
+    for parameter in adapted.model.parameters():
+        if id(parameter) not in others:
+            parameter.requires_grad_(False)
+    for parameter in adapted.parameters():
+        parameter.requires_grad_(True)
+
+
+def _shared_out(scheduled: list[Any], options: dict[str, Any]) -> list[dict[str, Any]]:
+    slugs = [m.info.slug for m in scheduled]
+    if wrong := [k for k, v in options.items() if k not in slugs or not isinstance(v, Mapping)]:
         raise TypeError(
-            "the model is itself the layer to adapt, so it cannot be replaced in place; wrap it, "
-            "for example in nn.Sequential(layer)"
+            f"option {wrong[0]!r}: several methods act on this model, so give each its own "
+            f"options by name, as {slugs[0]}={{...}}"
         )
-    sites_of = {name: layers.describe(layer, name) for name, layer in chosen.items()}
-    built = {name: method.build(site, generator) for name, site in sites_of.items()}
-
-    # All checks are behind us: from here on the model changes.
-    before = {p: p.requires_grad for p in model.parameters()}
-    places = _places(model, chosen)
-    uses: dict[int, int] = {}
-    for module in model.modules():
-        for p in module._parameters.values():
-            if p is not None:
-                uses[id(p)] = uses.get(id(p), 0) + 1
-    sites = {}
-    for name, layer in chosen.items():
-        tied = uses[id(layer._parameters[sites_of[name].parameter])] > 1
-        adapter = AdaptedLayer(layer, built[name])
-        placed = Placed(name, sites_of[name], adapter, places[id(layer)], tied)
-        placed.put(placed.layer)
-        sites[name] = placed
-    adapted = Adapted(model, method, sites, extra, before)
-    adapted._freeze()
-    return adapted
-
-
-def refuse_busy(model: nn.Module) -> None:
-    """Raise RuntimeError when the model carries a method already."""
-    busy = [name for name, module in model.named_modules() if isinstance(module, AdaptedLayer)]
-    if busy:
-        raise RuntimeError(
-            f"the model already carries a method (at {busy[0]!r}); merge() or unload() it first"
-        )
-
-
-def trained_beside(model: nn.Module, train: Any) -> dict[str, nn.Parameter]:
-    own = dict(model.named_parameters())
-    if callable(train):
-        return {name: p for name, p in own.items() if train(name)}
-    patterns = [train] if isinstance(train, str) else list(train)
-    names = list(own)
-    found = {n: own[n] for n in names if any(_covers(n, p) for p in patterns)}
-    for pattern in patterns:
-        if not any(_covers(n, pattern) for n in found):
-            raise ValueError(
-                f"train={pattern!r} names no parameter of the model; its last ones are {names[-4:]}"
-            )
-    return found
-
-
-def _covers(name: str, pattern: str) -> bool:
-    """A pattern covers a parameter by its own name or by that of a module that holds it."""
-    parts = name.split(".")
-    return any(target_names.matches(".".join(parts[:i]), pattern) for i in range(1, len(parts) + 1))
-
-
-def _places(model: nn.Module, chosen: dict[str, nn.Module]) -> dict[int, list]:
-    wanted = {id(layer) for layer in chosen.values()}
-    places: dict[int, list] = {key: [] for key in wanted}
-    for parent in model.modules():
-        for attribute, child in parent._modules.items():
-            if id(child) in wanted:
-                places[id(child)].append((parent, attribute))
-    return places
+    return [dict(options.get(slug, {})) for slug in slugs]

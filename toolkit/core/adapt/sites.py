@@ -1,4 +1,4 @@
-"""A layer seen as one matrix, whatever its kind.
+"""Sites: where a method acts. A layer seen as one matrix, a norm, a whole module.
 
 Every method of the parts that move weights is written for a matrix M of shape (m, n), with m
 outputs and n inputs. This file says how the weight of each layer kind is such a matrix:
@@ -8,21 +8,26 @@ kind        weight of the layer                    matrix
 =========== ====================================== ====================================
 linear      (out, in)                              the weight
 hf_conv1d   (in, out)                              its transpose
-conv        (out, in / groups, *kernel)            (out, in / groups * prod(kernel))
+conv        (out, in / groups, kernel)             (out, in / groups · prod(kernel))
 embedding   (entries, features)                    its transpose, (features, entries)
 attention   in_proj_weight (3 embed, embed)        the weight
 =========== ====================================== ====================================
+
+Two kinds have no such weight: a ``norm`` (a module with a weight of one axis and an ``eps``; its
+matrix is (features, 1)), and any other ``module``, such as a whole transformer block, of whose
+width m its matrix is (m, 0).
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 KINDS = ("linear", "hf_conv1d", "conv", "embedding", "attention")
+"""Layers with one weight matrix."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,9 @@ class Site:
         dtype: dtype that new trainable tensors get: the layer's own, or float32 when that is a
             half precision, in which small updates would be rounded away.
         device: device of the weight.
+        weight: the frozen weight itself, in the layer's layout; None for a ``module``.
+        scores: scores of the matrix's entries measured on data, (m, n), if the method asks for
+            them (:mod:`toolkit.core.adapt.scores`).
     """
 
     name: str
@@ -50,6 +58,8 @@ class Site:
     groups: int
     dtype: torch.dtype
     device: torch.device
+    weight: Tensor | None = field(default=None, repr=False, compare=False)
+    scores: Tensor | None = field(default=None, repr=False, compare=False)
 
     def to_weight(self, matrix: Tensor) -> Tensor:
         """(m, n) matrix -> view in the layer's own layout."""
@@ -118,7 +128,6 @@ def describe(layer: nn.Module, name: str = "") -> Site:
         cols, rows = weight.shape
     else:
         rows, cols = weight.shape[0], math.prod(weight.shape[1:])
-    half = weight.dtype in (torch.bfloat16, torch.float16)
     return Site(
         name=name,
         kind=kind,
@@ -127,9 +136,75 @@ def describe(layer: nn.Module, name: str = "") -> Site:
         parameter=parameter,
         shape=tuple(weight.shape),
         groups=getattr(layer, "groups", 1) if kind == "conv" else 1,
-        dtype=torch.float32 if half else weight.dtype,
+        dtype=_wide(weight.dtype),
         device=weight.device,
+        weight=weight.detach(),
     )
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module is a normalisation by its form: a weight of one axis, and an epsilon."""
+    weight = module._parameters.get("weight")
+    return (
+        weight is not None
+        and weight.dim() == 1
+        and not module._modules
+        and any(hasattr(module, name) for name in ("eps", "epsilon", "variance_epsilon"))
+    )
+
+
+def fits(module: nn.Module, kinds: tuple[str, ...]) -> bool:
+    """Whether a module is a site of one of these kinds."""
+    if kind_of(module) in kinds or ("norm" in kinds and is_norm(module)):
+        return True
+    return "module" in kinds and next(module.parameters(), None) is not None
+
+
+def site_of(module: nn.Module, name: str, kinds: tuple[str, ...]) -> Site:
+    """The :class:`Site` of a module for a method that accepts these kinds.
+
+    Raises:
+        TypeError, ValueError: see :func:`describe`; or a module whose width cannot be told.
+    """
+    if kind_of(module) in kinds or not fits(module, kinds):
+        return describe(module, name)
+    norm = "norm" in kinds and is_norm(module)
+    first = module.weight if norm else next(module.parameters())
+    return Site(
+        name=name,
+        kind="norm" if norm else "module",
+        rows=len(first) if norm else width_of(module, name),
+        cols=1 if norm else 0,
+        parameter="weight" if norm else "",
+        shape=tuple(first.shape) if norm else (),
+        groups=1,
+        dtype=_wide(first.dtype),
+        device=first.device,
+        weight=first.detach() if norm else None,
+    )
+
+
+def width_of(module: nn.Module, name: str) -> int:
+    """Features that a module reads: those of its first norm or matrix.
+
+    Raises:
+        ValueError: the module holds neither.
+    """
+    for child in module.modules():
+        if is_norm(child):
+            return len(child.weight)
+        if kind_of(child) is not None:
+            site = describe(child)
+            return site.rows if site.kind == "embedding" else site.cols
+    raise ValueError(
+        f"module {name!r} ({type(module).__name__}) holds no norm and no layer with a weight "
+        "matrix, so its width is not known; name another in targets"
+    )
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """float32 instead of a half precision, in which small updates would be rounded away."""
+    return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
 
 
 def uniform(shape: tuple[int, ...], bound: float, site: Site, generator) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from toolkit.core.adapt.sites import kind_of
+from toolkit.core.adapt.sites import fits, kind_of
 
 Targets = str | type | Callable[[str, nn.Module], bool] | Iterable["str | type"] | None
 DEFAULT_KINDS = ("linear", "hf_conv1d", "attention")
@@ -48,9 +48,9 @@ def select(
     """
     exclude = set(exclude)
     modules = {name: module for name, module in model.named_modules() if name not in exclude}
-    chosen = _predicate(targets, kinds)
+    chosen = predicate(targets, kinds)
     hits = {name: module for name, module in modules.items() if chosen(name, module)}
-    layers = {name: m for name, m in hits.items() if kind_of(m) in kinds}
+    layers = {name: m for name, m in hits.items() if fits(m, kinds)}
     for pattern in (t for t in _as_list(targets) if isinstance(t, str)):
         if not any(matches(name, pattern) for name, _ in model.named_modules()):
             raise ValueError(_nothing(pattern, modules))
@@ -77,10 +77,13 @@ def _as_list(targets: Any) -> list[Any]:
     return list(targets)
 
 
-def _predicate(targets: Targets, kinds: tuple[str, ...]) -> Callable[[str, nn.Module], bool]:
+def predicate(targets: Targets, kinds: tuple[str, ...]) -> Callable[[str, nn.Module], bool]:
+    """Whether ``targets`` names a module, as a function of its name and the module."""
     if targets is None:
         usual = tuple(k for k in DEFAULT_KINDS if k in kinds) or kinds
-        return lambda _, module: kind_of(module) in usual
+        if "module" in usual:
+            raise ValueError("targets: say which modules, for example targets='blocks.*'")
+        return lambda _, module: fits(module, usual)
     wanted = _as_list(targets)
     if not wanted:
         raise ValueError("targets is empty; pass None for every linear layer, or name patterns")

@@ -35,7 +35,7 @@ class Speech(NamedTuple):
     lengths: np.ndarray
     digit: np.ndarray
     speaker: np.ndarray
-    index: np.ndarray
+    index: np.ndarray  # type: ignore[assignment]  # a column, not the tuple's method
     sample_rate: int
     note: str = ""
 

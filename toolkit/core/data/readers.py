@@ -41,7 +41,7 @@ def _mnist(x_train, y_train, x_test, y_test) -> Images:
         keys = [hashlib.blake2b(x.tobytes() + bytes([y]), digest_size=8).digest() for x, y in rows]
         order = np.argsort(np.array(keys, dtype="S8"), kind="stable")
         splits += [images[order], labels[order].astype(np.int64)]
-    return Images(*splits, classes=tuple("0123456789"))
+    return Images(splits[0], splits[1], splits[2], splits[3], tuple("0123456789"))
 
 
 def mnist_npz(paths: Sequence[Path]) -> Images:
@@ -83,17 +83,18 @@ def cifar_binary(paths: Sequence[Path]) -> Images:
                 rows = np.frombuffer(archive.extractfile(member).read(), np.uint8)
                 batches[member.name.rsplit("/", 1)[-1]] = rows.reshape(-1, 3073)
     train = np.concatenate([batches[f"data_batch_{number}.bin"] for number in range(1, 6)])
-    splits = []
+    splits: list[np.ndarray] = []
     for rows in (train, batches["test_batch.bin"]):
         images = rows[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
         splits += [np.ascontiguousarray(images), rows[:, 0].astype(np.int64)]
-    return Images(*splits, classes=CIFAR_CLASSES)
+    return Images(splits[0], splits[1], splits[2], splits[3], CIFAR_CLASSES)
 
 
 def fsdd_npz(paths: Sequence[Path]) -> Speech:
     """Spoken digits from one file of joined recordings."""
     arrays = _arrays(paths[0])
-    return Speech(**{**arrays, "sample_rate": int(arrays["sample_rate"])})
+    facts: dict[str, Any] = {**arrays, "sample_rate": int(arrays["sample_rate"])}
+    return Speech(**facts)
 
 
 def fsdd_tar(paths: Sequence[Path]) -> Speech:

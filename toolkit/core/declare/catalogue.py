@@ -20,7 +20,7 @@ from typing import Any
 
 from toolkit.core.declare import source as declared
 from toolkit.core.declare.fields import Hyper, hyperparameters
-from toolkit.core.declare.info import PARTS, Info
+from toolkit.core.declare.info import PARTS, Info, home
 
 
 @dataclass(frozen=True)
@@ -65,20 +65,23 @@ class Entry:
         return list(self._hyperparameters)
 
     @property
-    def chapter(self) -> str:
-        """Path of the chapter's recorded notebook, from the book's folder, without suffix."""
-        return f"notebooks/{self.part}/{self.slug}"
+    def chapter(self) -> str | None:
+        """Path of the chapter's recorded notebook, from the book's folder, without suffix.
+
+        None for the baselines, which have no chapter.
+        """
+        return None if self.part == "core" else f"notebooks/{self.part}/{self.slug}"
 
 
 def _modules() -> list[str]:
     names = []
     for part in PARTS:
-        found = importlib.util.find_spec(f"toolkit.{part}")
+        found = importlib.util.find_spec(home(part))
         if found is None or found.submodule_search_locations is None:
             continue
         for module in pkgutil.iter_modules(found.submodule_search_locations):
             if not module.name.startswith("_"):
-                names.append(f"toolkit.{part}.{module.name}")
+                names.append(f"{home(part)}.{module.name}")
     return names
 
 
@@ -99,7 +102,7 @@ def _read(module: str) -> list[Entry]:
         return entries
     except declared.Unreadable:
         return [
-            Entry(module, name, value.info, tuple(hyperparameters(value)))
+            Entry(module, name, vars(value)["info"], tuple(hyperparameters(value)))
             for name, value in vars(importlib.import_module(module)).items()
             if isinstance(value, type)
             and value.__module__ == module

@@ -169,7 +169,7 @@ def validate(method: Any) -> None:
     """
     owner = type(method).__name__
     for h in hyperparameters(method):
-        value = getattr(method, h.name)
+        value: Any = getattr(method, h.name)
         where = f"{owner}({h.name}={value!r})"
         if value is None and h.optional:
             continue
@@ -178,7 +178,8 @@ def validate(method: Any) -> None:
                 raise ValueError(f"{where}: {h.name} must be one of {list(h.choices)}")
             continue
         accepted = (int, float) if h.type is float else (h.type,)
-        if not isinstance(value, accepted) or (isinstance(value, bool) and h.type is not bool):
+        accepts = isinstance(value, accepted)
+        if not accepts or (isinstance(value, bool) and h.type is not bool):
             raise TypeError(f"{where}: {h.name} must be {h.type.__name__}")
         if h.type in (int, float):
             _check_range(where, h, value)

@@ -14,7 +14,14 @@ PARTS = (
     "learn",
     "generate",
     "control",
+    "core",
 )
+"""The parts; "core" holds the baselines, which have no chapters."""
+
+
+def home(part: str) -> str:
+    """The package in which a part's methods lie."""
+    return "toolkit.core.baselines" if part == "core" else f"toolkit.{part}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -111,7 +111,7 @@ class _File:
 
     def declared(self, node: ast.ClassDef) -> Declared:
         call = _info(node)
-        if not _calls(call, "Info"):
+        if not isinstance(call, ast.Call) or not _calls(call, "Info"):
             raise self.unreadable(node, "info is no call of Info")
         positional, info = self.arguments(call)
         if positional:
@@ -152,7 +152,9 @@ class _File:
             parts = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
             if node.value.id == "Literal":
                 return Literal[tuple(self.value(part) for part in parts)]
-            if node.value.id == "Annotated" and len(parts) == 2 and _calls(parts[1], "Range"):
+            if node.value.id == "Annotated" and len(parts) == 2 and isinstance(parts[1], ast.Call):
+                if not _calls(parts[1], "Range"):
+                    raise self.unreadable(node, "Annotated without a Range")
                 given, named = self.arguments(parts[1])
                 return Annotated[self.hint(parts[0]), Range(*given, **named)]
         elif isinstance(node, ast.Name):
@@ -224,11 +226,9 @@ class _File:
 def _info(node: ast.ClassDef) -> ast.expr | None:
     """What the body of a class assigns to ``info``, or None."""
     for line in node.body:
-        names: list[ast.expr] = []
-        if isinstance(line, ast.AnnAssign):
-            names = [line.target]
-        elif isinstance(line, ast.Assign):
-            names = line.targets
+        if not isinstance(line, (ast.AnnAssign, ast.Assign)):
+            continue
+        names = [line.target] if isinstance(line, ast.AnnAssign) else line.targets
         if any(isinstance(n, ast.Name) and n.id == "info" for n in names):
             return line.value
     return None

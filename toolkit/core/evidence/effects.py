@@ -47,7 +47,9 @@ class Effect:
         return min(low, self.estimate), max(high, self.estimate)
 
 
-def effect(claim: Claim, pairs: Sequence[tuple[float, float | None]], support=None) -> Effect:
+def effect(
+    claim: Claim | _Direction, pairs: Sequence[tuple[float, float | None]], support=None
+) -> Effect:
     """Return the effect that pairs of results show.
 
     Args:

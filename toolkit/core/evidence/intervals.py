@@ -277,8 +277,8 @@ def paired(
         if min(first.min(initial=1), second.min(initial=1)) <= 0:
             raise ValueError('scale = "log" needs positive numbers in both arms.')
         ratio = interval(first / second, level, "log")
-        ends = (100 * (end - 1) for end in (ratio.estimate, ratio.low, ratio.high))
-        return Interval(*ends, ratio.n, level)
+        middle, low, high = (100 * (end - 1) for end in (ratio.estimate, ratio.low, ratio.high))
+        return Interval(middle, low, high, ratio.n, level)
     if bounds is not None and scale == "bounded":
         working(np.stack([first, second]), scale, bounds)  # refuses values outside
         bounds = (bounds[0] - bounds[1], bounds[1] - bounds[0])

@@ -108,7 +108,8 @@ def judge(
         if not isinstance(measured[name], Measured):
             kind = type(measured[name]).__name__
             raise TypeError(f"claim {claim.id!r}: measured[{name!r}] is a {kind}: give Measured.")
-    judged, seen = [], {}
+    judged: list[Any] = []
+    seen: dict[Any, str] = {}
     for part in claim.conditions:
         where = f"claim {claim.id!r}, condition {part.name!r}"
         try:
@@ -164,7 +165,7 @@ def judge_all(
         )
     found = []
     for claim in claims:
-        entry = {"late": False, "commit": "-"}
+        entry: Mapping[str, Any] = {"late": False, "commit": "-"}
         if declaration is not None:
             entry = declaration["claims"][claim.id]
         made = judge(claim, measured[claim.id], late=entry["late"], committed=bool(entry["commit"]))
@@ -192,7 +193,8 @@ class _Found:
 
     def __init__(self, claim: Claim, part: Condition, measured: Measured) -> None:
         self.claim, self.part, self.measured = claim, part, measured
-        theirs, self.fixed = measured.theirs, None
+        theirs: Any = measured.theirs
+        self.fixed: dict[str, Any] | None = None
         if part.grid and not measured.grid:
             raise ValueError("the claim is against a grid: give theirs as runs by fixed value.")
         if measured.grid:
@@ -202,7 +204,8 @@ class _Found:
         self.fingerprint = tuple(self.pairs.values())
 
     def _best(self) -> tuple[dict[int, float | None], dict[str, Any]]:
-        grid, declared = self.measured.theirs, self.part.grid
+        grid: Any = self.measured.theirs
+        declared = self.part.grid
         if declared and set(map(str, declared)) != set(map(str, grid)):
             raise ValueError(
                 f"the grid {list(declared)} is declared but {list(grid)} was measured: run every "
@@ -256,7 +259,7 @@ class _Found:
         if reason:
             return {"verdict": NOT_TESTABLE, "reason": reason}
         word = verdict(low, high, margin, None if self.measured.exact else n)
-        made = {"verdict": word, "reason": "", "blocks": self._blocks()}
+        made: dict[str, Any] = {"verdict": word, "reason": "", "blocks": self._blocks()}
         if word == OPEN and not self.measured.exact:
             made["n_needed"] = needed(found.ends, margin)
             few = f"fewer than {LEAST} repeats decide nothing; " if n < LEAST else ""

@@ -91,7 +91,7 @@ class Measured:
     @property
     def seeds(self) -> set[int]:
         """All seeds that are reported, whether their runs ended well or not."""
-        arms = [self.ours]
+        arms: list[Any] = [self.ours]
         if self.grid:
             arms += list(self.theirs.values())
         elif self.theirs is not None:

@@ -148,8 +148,8 @@ def marks(claim: Mapping[str, Any]) -> list[str]:
 
 def claim_cells(claim: Mapping[str, Any]) -> dict[str, str]:
     """Return one claim as HTML by column."""
-    remarks = (quantity_text(claim), claim.get("note"), *marks(claim))
-    text = _escape(claim["text"]) + _small(*remarks)
+    beside = (quantity_text(claim), claim.get("note"), *marks(claim))
+    text = _escape(claim["text"]) + _small(*beside)
     ours = []
     for line, remarks in found_lines(claim):
         shown = _escape(line)

@@ -2,8 +2,8 @@
 
 from toolkit.core.lanes.lane import Lane, labels_with_noise
 from toolkit.core.lanes.loop import Trained, train
+from toolkit.core.lanes.losses import lane_loss
 from toolkit.core.lanes.nets import LaneNet, initial, stack, take
-from toolkit.core.lanes.steps import lane_loss
 
 __all__ = [
     "Lane",

@@ -26,18 +26,20 @@ import torch
 from torch import Tensor
 
 from toolkit.core.lanes import store as lane_store
+from toolkit.core.lanes.check import check
 from toolkit.core.lanes.lane import Lane
+from toolkit.core.lanes.losses import LaneLoss
+from toolkit.core.lanes.memory import chunk_size, held_bytes
 from toolkit.core.lanes.nets import (
     LaneNet,
     Make,
     States,
     initial,
     join_masks,
-    lanes_of,
     take,
     width_masks,
 )
-from toolkit.core.lanes.steps import LaneLoss, Stepper
+from toolkit.core.lanes.steps import Stepper
 from toolkit.core.seeds import generator
 
 
@@ -124,7 +126,7 @@ def train(
     net = LaneNet(template)
     start = initial(make, [lane.seed for lane in lanes]) if states is None else states
     start = {name: t.to(x.device) for name, t in start.items()}
-    _check(net, lanes, x, y, start, masks, optimizer, snapshots, rows)
+    check(net, lanes, x, y, start, masks, optimizer, snapshots, rows)
     if folder is not None and loss is not None:
         raise ValueError(
             "folder and loss: kept files cannot tell one loss from another, so a run with a loss "
@@ -134,7 +136,7 @@ def train(
         masks = join_masks(dict(masks or {}), width_masks(template, [lane.width for lane in lanes]))
     masks = {name: mask.to(x) for name, mask in (masks or {}).items()}
     classes = int(y.max()) + 1
-    held = _held(start, len(snapshots))
+    held = held_bytes(start, len(snapshots))
     if workers is None:
         workers = torch.get_num_threads() if x.device.type == "cpu" and not compile else 1
     groups: dict[tuple[int, bool], list[int]] = {}
@@ -143,7 +145,9 @@ def train(
     parts: list[list[int]] = []
     for members in groups.values():
         members.sort(key=lambda m: -lanes[m].steps)
-        size = _chunk(net, lanes[members[0]], x, start, held, memory_gib, workers, chunk, optimizer)
+        size = chunk_size(
+            net, lanes[members[0]], x, start, held, memory_gib, workers, chunk, optimizer
+        )
         size = min(size, math.ceil(len(members) / workers))
         parts += [members[i : i + size] for i in range(0, len(members), size)]
 
@@ -211,97 +215,6 @@ def _write(result: Trained, members: list[int], done: dict[str, Tensor]) -> None
         else:
             target = result.snapshots[int(kind)][name]
             target[index] = value.to(target)
-
-
-def _check(
-    net: LaneNet,
-    lanes: list[Lane],
-    x: Tensor,
-    y: Tensor,
-    start: States,
-    masks: Mapping[str, Tensor] | None,
-    optimizer: str,
-    snapshots: Sequence[int],
-    rows: Tensor | None,
-) -> None:
-    if optimizer not in ("sgd", "adamw"):
-        raise ValueError(f'optimizer={optimizer!r}: choose "sgd" or "adamw".')
-    if len(x) != len(y):
-        raise ValueError(f"x has {len(x)} examples and y {len(y)} labels: give one label each.")
-    if rows is not None and (rows.dim() != 2 or len(rows) != len(lanes) or rows.numel() == 0):
-        raise ValueError(
-            f"rows has shape {tuple(rows.shape)}: give (lanes, examples of each), here "
-            f"({len(lanes)}, n)."
-        )
-    if rows is not None and (rows.is_floating_point() or rows.min() < 0 or rows.max() >= len(x)):
-        raise ValueError(f"rows must hold whole numbers from 0 to {len(x) - 1}, places in x.")
-    largest, size = max(lane.batch for lane in lanes), len(x) if rows is None else rows.shape[1]
-    if largest > size:
-        raise ValueError(f"Lane(batch={largest}) is larger than the {size} training examples.")
-    own = net.template.state_dict()
-    for name, tensor in own.items():
-        want = (len(lanes), *tensor.shape)
-        got = tuple(start[name].shape) if name in start else None
-        if got != want:
-            raise ValueError(
-                f"states[{name!r}] has shape {got}, but {len(lanes)} lanes need {want}."
-            )
-    for name, mask in (masks or {}).items():
-        if name not in net.parameters or mask.shape != (len(lanes), *own[name].shape):
-            raise ValueError(
-                f"masks[{name!r}] has shape {tuple(mask.shape)}: a mask must name a parameter and "
-                f"have its shape after the lane axis; parameters are {net.parameters[:6]}."
-            )
-    late = [s for s in snapshots if not 0 <= s <= max(lane.steps for lane in lanes)]
-    if late:
-        raise ValueError(f"snapshots={late}: no lane has that step.")
-
-
-def _held(states: States, snapshots: int) -> int:
-    return (2 + snapshots) * sum(t.nbytes for t in states.values())
-
-
-def _chunk(
-    net: LaneNet,
-    lane: Lane,
-    x: Tensor,
-    states: States,
-    held: int,
-    memory_gib: float,
-    workers: int,
-    chunk: int | None,
-    optimizer: str,
-) -> int:
-    """How many lanes train together."""
-    weights = sum(t[0].nbytes for t in states.values())
-    kept: dict[int, int] = {}
-
-    def keep(t: Tensor) -> Tensor:
-        kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
-        return t
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
-        one = {n: t[:1].detach().clone().requires_grad_(n in net.parameters)
-               for n, t in states.items()}  # fmt: skip
-        net(one, x[: lane.batch][None].clone(), train=True)  # a view would count all of x
-    # weight, gradient, moments, mask, and SAM's second weights; activations twice, for gradients
-    need = weights * (7 if optimizer == "adamw" or lane.rho else 5) + 2 * sum(kept.values())
-    room = memory_gib * 2**30 - held
-    if room < need:
-        raise ValueError(
-            f"memory_gib={memory_gib}: the results of {lanes_of(states)} lanes take "
-            f"{held / 2**30:.3g} GiB and one lane in training {need / 2**30:.3g} more. Set "
-            f"memory_gib to at least {(held + need) / 2**30:.3g}, or train fewer lanes or keep "
-            "fewer snapshots at a time."
-        )
-    fits = max(1, int(room // need // workers))
-    # on a CPU a chunk whose step stays in the cache is faster than a larger one
-    suits = max(1, CACHE // need) if x.device.type == "cpu" else fits
-    return max(1, min(fits, chunk if chunk is not None else suits))
-
-
-CACHE = 64 * 2**20
-"""Bytes of one step's tensors up to which lanes are put together on a CPU; measured."""
 
 
 def _bar(total: int, progress: bool | None):

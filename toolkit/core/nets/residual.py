@@ -141,5 +141,5 @@ def stream_transformer(
     if any(side % patch for side in size):
         raise ValueError(f"patch: patches of {patch} do not tile an image of {size} pixels")
     with torch.device("meta"):
-        network = StreamTransformer(width, depth, heads, classes, patch, tuple(size))
+        network = StreamTransformer(width, depth, heads, classes, patch, (size[0], size[1]))
     return initialise(network.to_empty(device="cpu"), generator)

@@ -25,6 +25,7 @@ from toolkit.core.runs.code_tree import FUNCTIONS
 
 PACKAGE = "toolkit"
 OUTSIDE_PARTS = ("core", "labs")
+BASELINES = ("core", "baselines")  # methods as well
 CATALOGUE = ("toolkit.core.declare.catalogue", "toolkit.core.declare")
 DISCOVERING = {"catalogue", "entry", "find_class"}  # whoever names these sees every method
 
@@ -180,8 +181,9 @@ class Tracer:
     @functools.cached_property
     def _part_files(self) -> list[str]:
         """The files a catalogue is made of."""
-        found = (p.relative_to(self.root) for p in self.root.glob(f"{PACKAGE}/*/**/*.py"))
-        return sorted(p.as_posix() for p in found if p.parts[1] not in OUTSIDE_PARTS)
+        found = [p.relative_to(self.root) for p in self.root.glob(f"{PACKAGE}/*/**/*.py")]
+        parts = [p.as_posix() for p in found if p.parts[1] not in OUTSIDE_PARTS]
+        return sorted(parts + [p.as_posix() for p in found if p.parts[1:3] == BASELINES])
 
     def _methods(self) -> Reached:
         return {d for path in self._part_files for d in self._all_of(path)}
@@ -202,7 +204,7 @@ class Tracer:
         path = self._file(module)
         index = self._index(path) if path and path.endswith("/__init__.py") else None
         for node in index.definitions.get("_EXPORTS", []) if index is not None else []:
-            if getattr(node, "value", None) is not None:
+            if isinstance(node, (ast.Assign, ast.AnnAssign)) and node.value is not None:
                 try:
                     return ast.literal_eval(node.value)
                 except ValueError:

@@ -48,8 +48,8 @@ def note_import(node: ast.Import | ast.ImportFrom, home: str, into: References) 
     if isinstance(node, ast.Import):
         for alias in node.names:
             into.modules.add(alias.name)
-            bound = alias.name if alias.asname else alias.name.split(".")[0]
-            into.imports.setdefault(alias.asname or bound, []).append(Binding(bound))
+            whole = alias.name if alias.asname else alias.name.split(".")[0]
+            into.imports.setdefault(alias.asname or whole, []).append(Binding(whole))
         return
     base = _base(node, home)
     into.modules.add(base)
@@ -96,7 +96,7 @@ class _Reader(ast.NodeVisitor):
             elif isinstance(value, ast.AST):
                 self.visit(value)
 
-    def visit_Import(self, node: ast.Import) -> None:
+    def visit_Import(self, node: ast.Import | ast.ImportFrom) -> None:
         note_import(node, self.home, self.found)
 
     visit_ImportFrom = visit_Import
@@ -148,7 +148,7 @@ class _Reader(ast.NodeVisitor):
                 return  # a text that only looks like an annotation
         self.visit(node)
 
-    def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
+    def visit_FunctionDef(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> None:
         for part in [*node.decorator_list, *_defaults(node.args)]:
             self.visit(part)
         self._scoped(node, node.body)
@@ -160,7 +160,7 @@ class _Reader(ast.NodeVisitor):
             self.visit(part)
         self._scoped(node, [node.body])
 
-    def visit_ListComp(self, node: ast.ListComp) -> None:
+    def visit_ListComp(self, node: ast.AST) -> None:
         self._scoped(node, list(ast.iter_child_nodes(node)))
 
     visit_SetComp = visit_DictComp = visit_GeneratorExp = visit_ListComp

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import hashlib
 from collections.abc import Collection, Iterable, Iterator
+from typing import Any
 
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 SCOPES = (*FUNCTIONS, ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
@@ -123,9 +124,11 @@ def assigned(node: ast.stmt) -> list[str]:
     elif isinstance(node, (ast.AnnAssign, ast.AugAssign)):
         targets = [node.target]
     else:
-        return [node.name.id] if type(node).__name__ == "TypeAlias" else []
+        alias: Any = node  # Python 3.12's ast.TypeAlias
+        return [alias.name.id] if type(node).__name__ == "TypeAlias" else []
     parts = [part for target in targets for part in _flat(target)]
-    return [p.id for p in parts] if all(isinstance(p, ast.Name) for p in parts) else []
+    names = [part.id for part in parts if isinstance(part, ast.Name)]
+    return names if len(names) == len(parts) else []
 
 
 def _flat(target: ast.expr) -> list[ast.expr]:

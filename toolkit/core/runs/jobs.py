@@ -118,7 +118,11 @@ def record_of(
     Raises:
         TypeError: If a result is no plain value.
     """
-    record = {"job": job, "version": version, "status": "failed" if error else "done"}
+    record: dict[str, Any] = {
+        "job": job,
+        "version": version,
+        "status": "failed" if error else "done",
+    }
     record |= {"error": error, "seconds": seconds, "rows": rows}
     # to text and back, so that a table in memory is the one that a store gives
     return json.loads(json.dumps(record, default=_number))

@@ -234,9 +234,10 @@ class Runs:
         return {**job, "from": self._source(self._known["provenance"][source])}
 
     def _source(self, provenance: Mapping[str, Any]) -> int:
-        if provenance not in self._provenance:
-            self._provenance.append(dict(provenance))
-        return self._provenance.index(provenance)
+        kept = dict(provenance)
+        if kept not in self._provenance:
+            self._provenance.append(kept)
+        return self._provenance.index(kept)
 
     def _why(self, function: str, arguments: str, job: Mapping[str, Any], code: str) -> list[str]:
         """Why a job is not among the known results."""

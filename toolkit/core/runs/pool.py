@@ -78,13 +78,15 @@ def run_all(
     # Ray's backend cannot hand results over one by one
     one_by_one = getattr(backend, "supports_return_generator", False)
     order = "generator_unordered" if one_by_one else "list"
-    left, breaks = dict(tasks), Counter()
+    left = dict(tasks)
+    breaks: Counter[str] = Counter()
     while left:
         # the last try is made alone, to tell a killer from the jobs that ran beside it
         alone = [key for key in left if breaks[key] == TRIES - 1][:1]
         sent: list[str] = []
         batch = (
-            sent.append(key) or joblib.delayed(run)(key, left[key]) for key in alone or [*left]
+            sent.append(key) or joblib.delayed(run)(key, left[key])  # type: ignore[func-returns-value]
+            for key in alone or [*left]
         )
         try:
             pool = joblib.Parallel(n_jobs, batch_size=1, return_as=order)

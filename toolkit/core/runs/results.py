@@ -60,9 +60,11 @@ def read(folder: Path | None, slug: str, scale: str) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        return _damaged(path.name, str(error))
+        _damaged(path.name, str(error))
+        return None
     if not isinstance(document, dict):
-        return _damaged(path.name, "it holds no object")
+        _damaged(path.name, "it holds no object")
+        return None
     if document.get("schema") == 1:
         return None  # recorded inside a page, before labs
     if document.get("schema") != SCHEMA:
@@ -72,7 +74,8 @@ def read(folder: Path | None, slug: str, scale: str) -> dict[str, Any] | None:
         )
     missing = [part for part in PARTS if part not in document]
     if missing or (document.get("slug"), document.get("scale")) != (slug, scale):
-        return _damaged(path.name, f"parts {missing} are missing, or it is of another lab")
+        _damaged(path.name, f"parts {missing} are missing, or it is of another lab")
+        return None
     for name, experiment in document["experiments"].items():
         whole = []
         for job in experiment["jobs"]:

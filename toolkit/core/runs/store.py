@@ -41,16 +41,20 @@ def read(path: Path | None, field: str) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (OSError, UnicodeDecodeError) as error:
-        return _damaged(path, str(error))
+        _damaged(path, str(error))
+        return None
     try:
         record = json.loads(text)
     except ValueError as error:
-        return _damaged(path, f"no whole JSON: {error}")
+        _damaged(path, f"no whole JSON: {error}")
+        return None
     if not isinstance(record, dict) or field not in record:
-        return _damaged(path, f"it has no {field!r}")
+        _damaged(path, f"it has no {field!r}")
+        return None
     check = record.pop(CHECK, None)
     if check is not None and check != digest(json.dumps(record)):
-        return _damaged(path, "its content does not match its checksum")
+        _damaged(path, "its content does not match its checksum")
+        return None
     return record
 
 

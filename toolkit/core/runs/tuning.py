@@ -95,7 +95,7 @@ def search(
             "a width of 1 or more, 0 or more extensions, and factors above 1."
         )
     # rates are kept as exponents of the factor, so that equal rates are equal numbers
-    todo = {arm: [k - width // 2 for k in range(width)] for arm in starts}
+    todo: dict[str, list[float]] = {arm: [k - width // 2 for k in range(width)] for arm in starts}
     tried: dict[str, dict[float, float]] = {arm: {} for arm in starts}
     spent = dict.fromkeys(starts, 0)
     while todo:

@@ -20,7 +20,9 @@ def series_look(
     from toolkit.core.declare.catalogue import catalogue
 
     house = {*BASELINES, *(entry.slug for entry in catalogue())}
-    names, hues, spare = {}, {}, itertools.cycle(CYCLE)
+    names: dict[Any, str] = {}
+    hues: dict[str, str] = {}
+    spare = itertools.cycle(CYCLE)
     for value in frame[series].unique().tolist():
         names[value] = label(value) if value in house else str(value)
         hue = colours.get(value) or (colour(value) if value in house else None)

@@ -73,7 +73,8 @@ def _live_scripts() -> str:
     if "google.colab" not in sys.modules and importlib.util.find_spec("vl_convert"):
         import vl_convert
 
-        runtime = vl_convert.javascript_bundle().replace("</script", "<\\/script")
+        bundle: Any = vl_convert.javascript_bundle  # its stub asks for an argument that it has not
+        runtime = bundle().replace("</script", "<\\/script")
         return f"<script>window.vegaEmbed || (() => {{{runtime}}})()</script>{draw}"
     sources = json.dumps(CDN).replace("<", "\\u003c")
     return f"<script>window.explorerRuntime = {sources}</script>{draw}"

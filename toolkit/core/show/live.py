@@ -45,7 +45,8 @@ class Controls:
         delay: float,
     ) -> None:
         self._update, self._alt, self._note, self._fixed = update, alt, note, dict(fixed)
-        self._delay, self._waiting = delay, None
+        self._delay = delay
+        self._waiting: asyncio.TimerHandle | None = None
         self._start = {name: spec["value"] for name, spec in specs.items()}
         self.shown = self._first = self._render()
         self.widgets: dict[str, Any] = {}

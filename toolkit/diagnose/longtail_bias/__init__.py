@@ -22,6 +22,7 @@ from torch import Tensor
 
 from toolkit.core.declare.fields import Declared, Range
 from toolkit.core.declare.info import Info
+from toolkit.diagnose.longtail_bias.accuracy import cell_table, group_table
 from toolkit.diagnose.longtail_bias.adaptformer import (
     AdaptFormer,
     CosineHead,
@@ -29,7 +30,9 @@ from toolkit.diagnose.longtail_bias.adaptformer import (
     bottleneck_for,
     class_means,
 )
-from toolkit.diagnose.longtail_bias.diagnosis import Diagnosis, cell_table, group_table
+from toolkit.diagnose.longtail_bias.adjustment import adjustment_left, logit_adjust
+from toolkit.diagnose.longtail_bias.checks import prior_from_counts
+from toolkit.diagnose.longtail_bias.diagnosis import Diagnosis
 from toolkit.diagnose.longtail_bias.ensemble import backdoor_adjust, fit_weights, gla
 from toolkit.diagnose.longtail_bias.losses import (
     BalancedSoftmaxLoss,
@@ -40,14 +43,11 @@ from toolkit.diagnose.longtail_bias.losses import (
     LDAMLoss,
     LogitAdjustedLoss,
     ReweightedLoss,
-    prior_from_counts,
 )
 from toolkit.diagnose.longtail_bias.prior import (
     PriorEstimate,
-    adjustment_left,
     calibrate_temperature,
     estimate_prior,
-    logit_adjust,
 )
 from toolkit.diagnose.longtail_bias.probe import knn_probe, occlusion_map
 from toolkit.diagnose.longtail_bias.tails import (

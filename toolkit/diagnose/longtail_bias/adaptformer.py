@@ -12,12 +12,13 @@ One module per block, beside its MLP, with a LayerNorm of its own:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from toolkit.core.nets.anatomy.blocks import Block, find
+from toolkit.core.nets.anatomy.form import common, inside, parent
 from toolkit.core.nets.residual import ResidualBlock, StreamBlock
 
 
@@ -192,8 +193,9 @@ def add_adaptformer(
     """Freeze a network and put an AdaptFormer beside the MLP of its blocks, in place.
 
     Args:
-        model: holds ``ResidualBlock`` or ``StreamBlock`` modules, BERT layers, or pre-LN blocks:
-            those of CLIP, SigLIP and ViT in transformers, and of OpenCLIP, timm and torchvision.
+        model: holds ``ResidualBlock`` or ``StreamBlock`` modules, BERT layers, or pre-norm blocks
+            with an MLP in a module of its own (:func:`toolkit.core.nets.anatomy`): those of CLIP,
+            ViT, GPT-2 and Llama in transformers, and of OpenCLIP, timm and torchvision.
             Of a model with two towers give the one to be adapted, such as ``clip.vision_model``.
         bottleneck: units inside; see :func:`bottleneck_for`.
         last: only the last so many blocks.
@@ -206,7 +208,7 @@ def add_adaptformer(
         ValueError: no such block, fewer than ``last``, a block that scales what its MLP adds
             (LayerScale), or a model that was adapted before; nothing is changed then.
     """
-    places = list(_blocks(model))
+    places = _places(model)
     if not places or (last is not None and not 1 <= last <= len(places)):
         raise ValueError(
             f"last={last}: the model has {len(places)} blocks that an AdaptFormer fits beside "
@@ -215,52 +217,45 @@ def add_adaptformer(
     if any(isinstance(module, Beside) for module in model.modules()):
         raise ValueError("the model has AdaptFormers already: start from the foundation model.")
     places = places[-last if last else 0 :]
-    for owner, name, _, norm in places:
-        if norm is not None and (scaled := _scaled(owner)):
+    for name, _, _, scale in places:
+        if scale is not None:
             raise ValueError(
-                f"{type(owner).__name__}.{scaled} would scale the AdaptFormer beside {name} too: "
+                f"{scale} would scale the AdaptFormer beside {name} too: "
                 "use blocks without LayerScale, or place AdaptFormer modules by hand."
             )
-    adapters = [AdaptFormer(width, bottleneck, generator) for _, _, width, _ in places]
+    adapters = [AdaptFormer(width, bottleneck, generator) for _, width, _, _ in places]
     model.requires_grad_(False)
-    for (owner, name, _, norm), adapter in zip(places, adapters, strict=True):
-        old = getattr(owner, name)
+    for (name, _, norm, _), adapter in zip(places, adapters, strict=True):
+        old = model.get_submodule(name)
         like = next(old.parameters())
-        setattr(owner, name, Beside(old, adapter.to(like.device, like.dtype), norm))
+        model.set_submodule(name, Beside(old, adapter.to(like.device, like.dtype), norm))
     return adapters
 
 
-# names of the second LayerNorm in pre-LN blocks whose MLP is called mlp
-NORMS = (
-    "layer_norm2",  # CLIP, SigLIP (transformers)
-    "layernorm_after",  # ViT (transformers)
-    "ln_2",  # OpenAI's and OpenCLIP's code, torchvision
-    "norm2",  # timm, DINOv2 (transformers)
-)
+# name of the module that Beside replaces, width of its stream, norm to listen to, its LayerScale
+_Place = tuple[str, int, nn.Module | None, str | None]
 
 
-def _blocks(model: nn.Module) -> Iterator[tuple[nn.Module, str, int, nn.Module | None]]:
-    """Owner, name and stream width of every module that :class:`Beside` may replace, and the norm
-    to listen to."""
-    for owner in model.modules():
-        for name, child in owner.named_children():
-            if isinstance(child, StreamBlock):
-                yield owner, name, child.up.in_features, None
-            elif isinstance(child, ResidualBlock):
-                yield owner, name, child.linear.in_features, None
-            elif type(child).__name__ == "BertOutput":
-                yield owner, name, child.dense.out_features, None
-            elif name == "mlp":
-                norms = (getattr(owner, n, None) for n in NORMS)
-                norm = next((n for n in norms if isinstance(n, nn.LayerNorm)), None)
-                if norm is not None:
-                    yield owner, name, norm.normalized_shape[-1], norm
+def _places(model: nn.Module) -> list[_Place]:
+    modules = model.named_modules()
+    own = [
+        (n, m.linear.in_features, None, None) for n, m in modules if isinstance(m, ResidualBlock)
+    ]
+    return own + [place for block in find(model) if (place := _beside(model, block))]
 
 
-def _scaled(block: nn.Module) -> str | None:
-    """The LayerScale behind the MLP of a pre-LN block, by its name in the libraries above."""
-    for name in ("ls2", "ls_2", "layer_scale2", "gamma_2", "lambda_2"):
-        scale = getattr(block, name, None)
-        if isinstance(scale, nn.Module | Tensor) and not isinstance(scale, nn.Identity):
-            return name
-    return None
+def _beside(model: nn.Module, block: Block) -> _Place | None:
+    if isinstance(block.module, StreamBlock):
+        return block.name, block.width, None, None
+    if not block.feed_forward or not block.norms:
+        return None
+    end = parent(block.feed_forward["down"])
+    mlp = common(map(parent, block.feed_forward.values()))
+    if block.pre_norm is False and mlp != end == parent(block.norms[-1]):
+        return end, block.width, None, None  # BERT hands the stream to the module of the last norm
+    norms = [name for name in block.norms if not inside(name, mlp)]
+    if not block.pre_norm or mlp == block.name or not norms:
+        return None
+    scales = [name.rpartition(".")[2] for name in block.scales if not name.endswith("1")]
+    scale = f"{type(block.module).__name__}.{scales[0]}" if scales else None
+    return mlp, block.width, model.get_submodule(norms[-1]), scale

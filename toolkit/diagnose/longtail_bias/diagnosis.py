@@ -10,28 +10,25 @@ Groups follow arXiv 2501.15955. The intervals and the words are ours.
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor
 
-from toolkit.diagnose.longtail_bias import diagnosis_show as show
-from toolkit.diagnose.longtail_bias import diagnosis_tables as tables
-from toolkit.diagnose.longtail_bias import diagnosis_words as words
-from toolkit.diagnose.longtail_bias.diagnosis_tables import cell_table, class_accuracy, group_table
-from toolkit.diagnose.longtail_bias.losses import check_prior, prior_from_counts
-from toolkit.diagnose.longtail_bias.prior import adjustment_left, estimate_prior
+from toolkit.diagnose.longtail_bias import figures, frames
+from toolkit.diagnose.longtail_bias.accuracy import cell_table, class_accuracy, gap, group_table
+from toolkit.diagnose.longtail_bias.adjustment import adjustment_left
+from toolkit.diagnose.longtail_bias.checks import check_counts, prior_from_counts
+from toolkit.diagnose.longtail_bias.inputs import answers, check_groups, model_prior, vector
+from toolkit.diagnose.longtail_bias.reading import reading
 from toolkit.diagnose.longtail_bias.tails import (
     GROUPS,
-    check_counts,
     groups_by_count,
     groups_by_rank,
     rank_correlation,
 )
-
-__all__ = ["Diagnosis", "cell_table", "class_accuracy", "group_table"]
 
 BALANCED = 1.5  # most that the test examples of two classes may differ for `left`
 
@@ -98,7 +95,7 @@ class Diagnosis:
         names: Sequence[Hashable] | None = None,
         level: float | None = 0.95,
     ) -> None:
-        self.counts = check_counts(tables.vector(counts, "counts").double(), zero=True)
+        self.counts = check_counts(vector(counts, "counts").double(), zero=True)
         classes, self.level = len(self.counts), level
         if classes < 3:
             raise ValueError(f"counts has {classes} classes: three groups need at least three.")
@@ -107,25 +104,25 @@ class Diagnosis:
             raise ValueError(
                 f"names has {len(self.names)} entries, counts {classes}: give one each."
             )
-        logits, predictions, labels = tables.answers(predictions_or_logits, labels, classes)
+        logits, predictions, labels = answers(predictions_or_logits, labels, classes)
         each = class_accuracy(predictions, labels, classes)
         self.accuracy = float(each.nanmean())
         self.micro = float((predictions == labels).double().mean())
 
         self.d_groups, self.cut = self._cut(d_groups)
         self.data = group_table(each, self.d_groups, level)
-        self.data_gap, self.data_interval = tables.gap(each, self.d_groups, level)
+        self.data_gap, self.data_interval = gap(each, self.d_groups, level)
 
-        self.prior = self._prior(prior, zero_shot)
+        self.prior = model_prior(prior, zero_shot, classes)
         self.p_groups = self.parameter = self.cells = self.tail_tail = None
         self.parameter_gap = self.parameter_interval = self.rank_correlation = None
         if self.prior is not None:
             self.p_groups = groups_by_rank(self.prior)
             self.parameter = group_table(each, self.p_groups, level)
-            self.parameter_gap, self.parameter_interval = tables.gap(each, self.p_groups, level)
+            self.parameter_gap, self.parameter_interval = gap(each, self.p_groups, level)
             self.cells = cell_table(each, self.d_groups, self.p_groups, level)
             self.tail_tail = float(self.cells["accuracy"].iloc[-1])
-            if tables.uneven(self.counts) and tables.uneven(self.prior):
+            if _uneven(self.counts) and _uneven(self.prior):
                 self.rank_correlation = rank_correlation(self.counts, self.prior)
         tested = torch.bincount(labels, minlength=classes)
         self.left = self._left(logits, labels, tested)
@@ -133,40 +130,18 @@ class Diagnosis:
 
     def _cut(self, d_groups: Any) -> tuple[Tensor, str]:
         if d_groups is not None:
-            given = tables.vector(d_groups, "d_groups")
-            return tables.check_groups(given, len(self.counts), "d_groups", self.level), "given"
+            given = vector(d_groups, "d_groups")
+            return check_groups(given, len(self.counts), "d_groups", self.level), "given"
         groups = groups_by_count(self.counts)
         if len(groups.unique()) == 3:
             return groups, "thresholds"
         return groups_by_rank(self.counts), "thirds"
 
-    def _prior(self, prior: Any, zero_shot: tuple[Any, Any] | None) -> Tensor | None:
-        classes = len(self.counts)
-        if prior is not None and zero_shot is not None:
-            raise ValueError(
-                "prior and zero_shot are both given: the prior comes from one; choose."
-            )
-        if prior is not None:
-            return check_prior(tables.vector(prior, "prior"), classes)
-        if zero_shot is None:
-            return None
-        if not isinstance(zero_shot, tuple | list) or len(zero_shot) != 2:
-            raise ValueError("zero_shot: give a pair (logits, labels) of held-out examples.")
-        logits, labels = (tables.numbers(values, "zero_shot") for values in zero_shot)
-        if logits.shape[1:] != (classes,):
-            raise ValueError(f"zero_shot: logits {tuple(logits.shape)}, but {classes} classes.")
-        try:
-            return estimate_prior(logits, labels, "calibrate", reweight=True).prior
-        except ValueError as error:
-            raise ValueError(
-                f"zero_shot: {error} Or estimate it yourself (estimate_prior) and pass prior=."
-            ) from error
-
     def _left(self, logits: Tensor | None, labels: Tensor, tested: Tensor) -> float | None:
         even = tested.min() > 0 and tested.max() <= BALANCED * tested.min()
         if logits is None or not even or not logits.isfinite().all():
             return None
-        if self.counts.min() == 0 or not tables.uneven(self.counts):
+        if self.counts.min() == 0 or not _uneven(self.counts):
             return None
         return adjustment_left(logits, labels, prior_from_counts(self.counts))
 
@@ -207,27 +182,7 @@ class Diagnosis:
             ValueError: both or neither of ``prediction`` and ``scores``, a missing column, a name
                 without a count, or what the class itself refuses.
         """
-        if (prediction is None) == (scores is None):
-            raise ValueError("give either prediction (a column) or scores (K columns), not both.")
-        if isinstance(scores, str):
-            raise ValueError(f"scores={scores!r}: give a list of K columns, or use prediction.")
-        wanted = [label, *([prediction] if scores is None else scores)]
-        missing = [column for column in wanted if column not in frame.columns]
-        if missing:
-            raise ValueError(f"frame lacks the columns {missing}: it has {list(frame.columns)}.")
-        names = range(len(counts))
-        if isinstance(counts, Mapping | pd.Series):
-            names = list(counts.keys())
-            counts = tables.in_order(counts, names, "counts")
-            kwargs.setdefault("names", names)
-        for key in ("prior", "d_groups"):
-            if isinstance(kwargs.get(key), Mapping | pd.Series):
-                kwargs[key] = tables.in_order(kwargs[key], names, key)
-        if scores is None:
-            answers = tables.places(frame[prediction], names)
-        else:
-            answers = tables.scores_of(frame, list(scores), names)
-        return cls(answers, tables.places(frame[label], names), counts, **kwargs)
+        return cls(**frames.arguments(frame, counts, label, prediction, scores, kwargs))
 
     def reading(self, width: int | None = None) -> str:
         """What the numbers say, in sentences, and what to try next.
@@ -240,18 +195,18 @@ class Diagnosis:
         """
         if self.level is None:
             raise ValueError("level=None left the intervals out: a reading needs level=0.95, say.")
-        said = words.reading(self)
+        said = reading(self)
         if width is None:
             return said
         return "\n".join(textwrap.fill(line, width) for line in said.splitlines())
 
     def figure(self) -> Any:
         """Return bars of accuracy by group, with intervals and numbers of classes (matplotlib)."""
-        return show.bars(self)
+        return figures.bars(self)
 
     def figure_alt(self) -> str:
         """Return :meth:`figure` in words."""
-        return show.bars_alt(self)
+        return figures.bars_alt(self)
 
     def heat(self) -> Any:
         """Return the heat map of the nine cells.
@@ -259,7 +214,7 @@ class Diagnosis:
         Raises:
             ValueError: If no prior is known.
         """
-        return show.heat(self)
+        return figures.heat(self)
 
     def heat_alt(self) -> str:
         """Return :meth:`heat` in words.
@@ -267,4 +222,9 @@ class Diagnosis:
         Raises:
             ValueError: If no prior is known.
         """
-        return show.heat_alt(self)
+        return figures.heat_alt(self)
+
+
+def _uneven(values: Tensor) -> bool:
+    """Whether the values are not all the same."""
+    return bool(values.max() > values.min())

@@ -16,13 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from toolkit.diagnose.longtail_bias.losses import (
+from toolkit.diagnose.longtail_bias.adjustment import refuse_adjusted
+from toolkit.diagnose.longtail_bias.checks import (
     check_logits,
     check_numbers,
     check_prior,
     log_of_prior,
 )
-from toolkit.diagnose.longtail_bias.prior import refuse_adjusted
 
 REDUCE = ("logit", "prob")
 

@@ -18,6 +18,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from toolkit.diagnose.longtail_bias.checks import check_counts
+
 PROFILES = ("exponential", "pareto")
 GROUPS = ("Many", "Medium", "Few")
 
@@ -194,27 +196,3 @@ def groups_by_rank(values: Tensor) -> Tensor:
     order = values.argsort(descending=True, stable=True).cpu()
     groups[order] = torch.tensor([0] * third + [1] * third + [2] * (len(values) - 2 * third))
     return groups
-
-
-def check_counts(counts: Tensor | Sequence[float], zero: bool = False) -> Tensor:
-    """Counts (K,) as a float tensor.
-
-    Raises:
-        ValueError: no vector, a negative, fractional or infinite count, or (unless ``zero``) a
-            class without examples.
-    """
-    counts = torch.as_tensor(counts)
-    made = counts if counts.is_floating_point() else counts.to(torch.get_default_dtype())
-    if made.dim() != 1 or len(made) < 2:
-        raise ValueError(f"counts has shape {tuple(made.shape)}: give one number per class, (K,).")
-    bad = ~made.isfinite() | (made < 0) | (made != made.round())
-    if bad.any():
-        k = int(bad.nonzero()[0])
-        raise ValueError(f"counts[{k}] = {made[k]:g}: a class has 0, 1, 2, ... examples.")
-    if not zero and (made == 0).any():
-        k = int((made == 0).nonzero()[0])
-        raise ValueError(
-            f"counts[{k}] is 0, and the logarithm of its share is minus infinity: leave the class "
-            "out, count it as 1 (counts.clamp(min=1)), or set prior_from_counts(counts, floor=...)."
-        )
-    return made

@@ -22,20 +22,19 @@ import pandas as pd
 
 from toolkit.core.declare.fields import Declared, Range, Share
 from toolkit.core.declare.info import Info
-from toolkit.diagnose.three_regime.diagram import PhaseDiagram
-from toolkit.diagnose.three_regime.landscape import (
+from toolkit.diagnose.three_regime.connectivity import (
     barrier,
     curved,
-    errors,
-    hessian_top,
-    hessian_trace,
-    linear_cka,
     lmc,
-    losses,
+    lmc_place,
     path_errors,
 )
+from toolkit.diagnose.three_regime.curvature import hessian_top, hessian_trace
+from toolkit.diagnose.three_regime.diagram import PhaseDiagram
+from toolkit.diagnose.three_regime.evaluation import errors, losses
 from toolkit.diagnose.three_regime.pruning import magnitude_masks, prunable
 from toolkit.diagnose.three_regime.rule import normalised, regimes
+from toolkit.diagnose.three_regime.similarity import linear_cka
 
 __all__ = [
     "PhaseDiagram",
@@ -47,6 +46,7 @@ __all__ = [
     "hessian_trace",
     "linear_cka",
     "lmc",
+    "lmc_place",
     "losses",
     "magnitude_masks",
     "normalised",

@@ -11,12 +11,13 @@ import importlib
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from toolkit.labs.beds import bases
 
-MAKERS = {
+MAKERS: dict[str, tuple[str, dict[str, Any]]] = {
     "characters": ("characters", {}),
     "images_vit": ("images", {"net": "vit"}),
     "images_cnn": ("images", {"net": "cnn"}),

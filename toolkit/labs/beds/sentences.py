@@ -123,7 +123,8 @@ def text_task(
     held, rest = rest[:validation], rest[validation:]
     rest = rest.groupby("label").head(train // 2)
     last = found["test" if name == "sst2" else "dev"].sample(frac=1, random_state=seed)[:test]
-    return TextTask(name, *(below(part, max_length, tiny) for part in (rest, held, last)), tiny)
+    first, second, third = (below(part, max_length, tiny) for part in (rest, held, last))
+    return TextTask(name, first, second, third, tiny)
 
 
 def below(table: Any, max_length: int = 48, tiny: bool = False) -> Sentences:
@@ -268,7 +269,7 @@ def text_train(
             optimizer.step()
             beside.step()
             step += 1
-    record = {}
+    record: dict[str, Any] = {}
     for part in parts:
         scores, labels = outputs(model, head, getattr(task, part)), getattr(task, part).labels
         record[part] = judge(scores, labels, task.name)

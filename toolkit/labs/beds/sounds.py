@@ -85,8 +85,8 @@ def tones(count: int = 6) -> Speech:
                 sound = torch.sin(pitch * first * time) + torch.sin(pitch * second * time) + noise
                 samples.append((8000 * sound).to(torch.int16).numpy())
                 rows.append((digit, f"speaker {speaker}", index))
-    digit, who, index = zip(*rows, strict=True)
+    digits, who, indices = zip(*rows, strict=True)
     return Speech(
-        np.concatenate(samples), np.array([len(s) for s in samples]), np.array(digit),
-        np.array(who), np.array(index), 8000, "generated tones, no speech",
+        np.concatenate(samples), np.array([len(s) for s in samples]), np.array(digits),
+        np.array(who), np.array(indices), 8000, "generated tones, no speech",
     )  # fmt: skip

@@ -84,12 +84,12 @@ def load(scale: str = "cpu") -> Recordings:
     size(scale)
     found = sounds.tones() if scale == "ci" else data.load("fsdd")
     names, speaker = np.unique(found.speaker, return_inverse=True)
-    whole = (
+    digit, who, index = (
         torch.from_numpy(np.asarray(a).astype(np.int64))
         for a in (found.digit, speaker, found.index)
     )
     made = sounds.frames(found.recordings(), found.sample_rate)
-    return Recordings(made, *whole, tuple(str(name) for name in names))
+    return Recordings(made, digit, who, index, tuple(str(name) for name in names))
 
 
 def out(split: int) -> tuple[int, int]:

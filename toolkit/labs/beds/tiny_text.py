@@ -113,7 +113,7 @@ class _Output(nn.Module):
 
 
 class BertOutput(_Output):
-    """The end of a block; adapters beside the MLP find it by this name, as in transformers."""
+    """The end of a block, which takes what the MLP widened and the stream, as in transformers."""
 
 
 class Layer(nn.Module):

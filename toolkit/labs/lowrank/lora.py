@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from toolkit.core import data, nets
-from toolkit.core.adapt.model import adapt
+from toolkit.core.adapt.put import adapt
 from toolkit.core.evidence import Claim, Condition, Fact, Measured
 from toolkit.core.runs.jobs import grid
 from toolkit.core.runs.measure import Runs

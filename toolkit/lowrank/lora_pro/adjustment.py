@@ -23,10 +23,11 @@ class Adjustment(Controller):
 
     Attributes: ``A`` and ``B`` (factors of every layer), ``groups`` (layers of one shape).
 
-    Raises (in ``before_step``, before anything has changed):
-        RuntimeError: no gradient anywhere, one factor without, or gradients that a ``GradScaler``
-            has not unscaled yet.
-        TypeError: a sparse gradient. FloatingPointError: one that is not finite.
+    Raises:
+        RuntimeError: in ``before_step``, before anything has changed: no gradient anywhere, one
+            factor without, or gradients that a ``GradScaler`` has not unscaled yet.
+        TypeError: likewise, a sparse gradient.
+        FloatingPointError: likewise, one that is not finite.
     """
 
     def __init__(

@@ -27,22 +27,17 @@ Choices where the author's files disagree, each with the others as options:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
 
-from toolkit.core.adapt import lowrank as factored
-from toolkit.core.adapt.lowrank import warn_above
+from toolkit.core.adapt.lowrank import LowRankMethod
 from toolkit.core.adapt.model import Adapted
-from toolkit.core.adapt.sites import KINDS, Site, normal
-from toolkit.core.adapt.steps.growth import block_generator, draw_seed
+from toolkit.core.adapt.sites import KINDS, Site
 from toolkit.core.declare.fields import (
     Alpha,
     BelowOne,
-    Declared,
     Interval,
     Range,
     Rank,
@@ -51,14 +46,15 @@ from toolkit.core.declare.fields import (
     Weight,
 )
 from toolkit.core.declare.info import Info
-from toolkit.lowrank.triadaptlora.triangular import TriangularController, assemble, positions
+from toolkit.lowrank.triadaptlora.layer import TriAdaptLoRALayer
+from toolkit.lowrank.triadaptlora.triangular import TriangularController
 
 INITS = ("zero_core", "identity", "gaussian")
 DEAD = ("abc0", "cb0")
 
 
 @dataclass(frozen=True)
-class TriAdaptLoRA(Declared):
+class TriAdaptLoRA(LowRankMethod):
     r"""TriAdaptLoRA's hyperparameters; builds the core and the factors of one layer.
 
     Every layer starts at ``init_rank``. At each look the layers whose score is among the M highest
@@ -152,8 +148,11 @@ class TriAdaptLoRA(Declared):
         """c, the ranks that a layer gains at once."""
         return max(1, self.target_rank // 2) if self.block is None else self.block
 
-    def build(self, site: Site, generator: torch.Generator | None = None) -> TriAdaptLoRALayer:
-        warn_above(self.init_rank, site)
+    @property
+    def start(self) -> int:
+        return self.init_rank
+
+    def layer(self, site: Site, generator: torch.Generator | None) -> TriAdaptLoRALayer:
         return TriAdaptLoRALayer(self, site, generator)
 
     def count(self, site: Site) -> int:
@@ -164,171 +163,3 @@ class TriAdaptLoRA(Declared):
         self, adapted: Adapted, optimizer: torch.optim.Optimizer, total_steps: int | None, **options
     ) -> TriangularController:
         return TriangularController(self, adapted.adapters, optimizer, total_steps, **options)
-
-
-class TriAdaptLoRALayer(nn.Module):
-    r"""The blocks of one layer, as parameters ``A0``, ``B0``, ``L0``, ``U0``, ``A1``, ...
-
-    With widths c_1, ..., c_q, sums rho_i = c_1 + ... + c_i and r = rho_q:
-
-    - ``A{i}`` (c_i, n) and ``B{i}`` (m, c_i), stacked to A (r, n) and B (m, r);
-    - ``L{i}`` (c_i, rho_i): rows of the lower part, diagonal block included;
-    - ``U{i}`` (rho_i, c_i): columns of the upper part, diagonal block included.
-
-    So C can be any matrix. Its diagonal blocks are the sum of two trained tensors, and move at
-    twice the rate of the others.
-    """
-
-    def __init__(self, method: TriAdaptLoRA, site: Site, generator: torch.Generator | None):
-        super().__init__()
-        self.site, self.dropout, self.init = site, method.dropout, method.init
-        self.alpha, self.rescale, self.divisor = method.alpha, method.rescale, method.target_rank
-        self.widths: list[int] = []
-        self.limit = min(site.rows, site.cols)
-        self.register_buffer("seed", draw_seed(generator, site.device))
-        self.grow(method.init_rank)
-
-    @property
-    def rank(self) -> int:
-        """r, the rank now."""
-        return sum(self.widths)
-
-    @property
-    def scale(self) -> float:
-        """s, the factor of B C A."""
-        if self.rescale == "constant":
-            return 2.0
-        return self.alpha / (self.divisor if self.rescale == "fixed" else self.rank + 1e-5)
-
-    def _blocks(self, letter: str) -> list[nn.Parameter]:
-        return [getattr(self, f"{letter}{i}") for i in range(len(self.widths))]
-
-    def core(self) -> Tensor:
-        """C = L + U, shape (r, r)."""
-        return assemble(self._blocks("L"), self._blocks("U"), self.where)
-
-    def factors(self) -> tuple[Tensor, Tensor]:
-        """A (r, n) and B (m, r)."""
-        A, B = self._blocks("A"), self._blocks("B")
-        return (A[0], B[0]) if len(A) == 1 else (torch.cat(A), torch.cat(B, 1))
-
-    def delta(self) -> Tensor:
-        """s B C A, shape (m, n)."""
-        A, B = self.factors()
-        return self.scale * (B @ (self.core() @ A))
-
-    def merged(self, base: nn.Module) -> dict[str, Tensor]:
-        A, B = self.factors()
-        return factored.merged(base, self.site, self.core() @ A, B, self.scale)
-
-    def forward(self, base: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        A, B = self.factors()
-        return factored.apply(
-            base,
-            self.site,
-            self.core() @ A,
-            B,
-            self.scale,
-            self.dropout,
-            self.training,
-            args,
-            kwargs,
-        )
-
-    @torch.no_grad()
-    def grow(
-        self, amount: int, draws: Mapping[str, Tensor] | None = None
-    ) -> dict[str, nn.Parameter]:
-        """Add one block; with the default start B C A stays what it was.
-
-        Args:
-            amount: c, ranks to add.
-            draws: tensors to take instead of the start's own, by letter: A (c, n), B (m, c),
-                L (c, rho), U (rho, c), rho being the rank afterwards.
-
-        Returns:
-            The four new tensors by name, such as A1, B1, L1, U1.
-
-        Raises:
-            ValueError: the rank would pass min(m, n), or a draw has another shape.
-        """
-        i, c, rho, (m, n) = (
-            len(self.widths),
-            amount,
-            self.rank + amount,
-            (self.site.rows, self.site.cols),
-        )
-        if c < 1 or rho > self.limit:
-            raise ValueError(
-                f"layer {self.site.name!r} cannot grow by {c}: its matrix is {m} x {n} and its "
-                f"rank {self.rank}; grow by 1 to {self.limit - self.rank}"
-            )
-        shapes = {"A": (c, n), "B": (m, c), "L": (c, rho), "U": (rho, c)}
-        blocks = self._start(i, shapes) | dict(draws or {})
-        wrong = [k for k, shape in shapes.items() if tuple(blocks[k].shape) != shape]
-        if wrong:
-            raise ValueError(f"draws[{wrong[0]!r}] must have shape {shapes[wrong[0]]}")
-        like = self.A0 if i else torch.empty(0, dtype=self.site.dtype, device=self.site.device)
-        new = {}
-        for letter in shapes:
-            new[f"{letter}{i}"] = nn.Parameter(blocks[letter].to(like, copy=True))
-            self.register_parameter(f"{letter}{i}", new[f"{letter}{i}"])
-        self._set_widths([*self.widths, c])
-        return new
-
-    def _start(self, i: int, shapes: dict[str, tuple[int, int]]) -> dict[str, Tensor]:
-        """Block i as its start says, from a stream of the layer's own seed and i."""
-        generator = block_generator(self.seed, i)
-        random = {
-            "zero_core": "AB",
-            "identity": "A",
-            "gaussian": "ALU" if i == 0 else "ABLU",
-        }[self.init]
-        blocks = {}
-        for letter, shape in shapes.items():
-            if letter in random:
-                blocks[letter] = normal(shape, 0.02, self.site, generator)
-            elif letter in "LU" and self.init == "identity":
-                # ones from the block's first corner on, as in the file: off C's diagonal later
-                blocks[letter] = torch.eye(*shape)
-            else:
-                blocks[letter] = torch.zeros(shape)
-        return blocks
-
-    def _set_widths(self, widths: list[int]) -> None:
-        self.widths = widths
-        # no buffer: it follows from the widths, and a wrapped attention layer lists its buffers
-        self.where = positions(widths).to(self.A0.device)
-
-    def _apply(self, fn: Any, recurse: bool = True) -> TriAdaptLoRALayer:
-        super()._apply(fn, recurse)
-        self.where = self.where.to(self.A0.device)
-        return self
-
-    @torch.no_grad()
-    def resize(self, state: Mapping[str, Tensor]) -> None:
-        """Take on the blocks of saved tensors, which are more after growth."""
-        widths = []
-        while (saved := state.get(f"A{len(widths)}")) is not None and saved.dim():
-            widths.append(len(saved))
-        if not widths or widths == self.widths:
-            return
-        m, n = self.site.rows, self.site.cols
-        for name in list(self._parameters):
-            if int(name[1:]) >= len(widths):
-                delattr(self, name)
-        rho = 0
-        like = self.A0
-        for i, c in enumerate(widths):
-            rho += c
-            for letter, shape in (("A", (c, n)), ("B", (m, c)), ("L", (c, rho)), ("U", (rho, c))):
-                old = self._parameters.get(f"{letter}{i}")
-                if old is None or tuple(old.shape) != shape:
-                    self.register_parameter(f"{letter}{i}", nn.Parameter(like.new_zeros(shape)))
-        self._set_widths(widths)
-
-    def facts(self) -> dict[str, int]:
-        return {"rank": self.rank, "blocks": len(self.widths)}
-
-    def extra_repr(self) -> str:
-        return f"rank={self.rank}, blocks={len(self.widths)}, scale={self.scale:g}"

@@ -1,50 +1,17 @@
-"""TriAdaptLoRA's square core, its score, its schedule, and what happens around a step."""
+"""TriAdaptLoRA's score, its schedule, and what happens around a step."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from toolkit.core.adapt.steps.budget import orthogonality_gradients
-from toolkit.core.adapt.steps.growth import GrowthController, Scorer, average_over_ranks, choose
-
-
-def positions(widths: Sequence[int]) -> Tensor:
-    """Where each number of the blocks lies in the flattened core of shape (r, r).
-
-    Args:
-        widths: c_1, ..., c_q, with sum r.
-
-    Returns:
-        Indices, first of every L block (c_i, rho_i), then of every U block (rho_i, c_i), each in
-        row order. A diagonal block appears twice: as part of L and as part of U.
-    """
-    r, ends = sum(widths), list(accumulate(widths))
-    grid = torch.arange(r * r).view(r, r)
-    lower = [grid[e - c : e, :e] for c, e in zip(widths, ends, strict=True)]
-    upper = [grid[:e, e - c : e] for c, e in zip(widths, ends, strict=True)]
-    return torch.cat([block.reshape(-1) for block in lower + upper])
-
-
-def assemble(lower: Sequence[Tensor], upper: Sequence[Tensor], where: Tensor) -> Tensor:
-    """C = L + U, shape (r, r), from rows (c_i, rho_i) of L and columns (rho_i, c_i) of U.
-
-    One sum into place, because padding block by block costs two small operations for each.
-
-    Args:
-        lower, upper: the q blocks of L and of U.
-        where: :func:`positions` of their widths.
-    """
-    if len(lower) == 1:
-        return lower[0] + upper[0]
-    r = lower[-1].shape[1]
-    flat = torch.cat([block.reshape(-1) for block in (*lower, *upper)])
-    return flat.new_zeros(r * r).index_add(0, where, flat).view(r, r)
+from toolkit.core.adapt.steps.growth import choose
+from toolkit.core.adapt.steps.growth_controller import GrowthController
+from toolkit.core.adapt.steps.processes import average
 
 
 def modules_to_grow(missing: int, progress: float, growth: str, count: int) -> int:
@@ -110,10 +77,15 @@ class TriangularController(GrowthController):
     look, before the growth. The layers whose score is among the M largest grow
     (:func:`modules_to_grow`, :func:`toolkit.core.adapt.steps.growth.choose`).
 
-    Attributes: ``norms``, the last F of every layer (N,); others as in :class:`GrowthController`.
+    Attributes: ``norms``, the last F of every layer (N,); others as in
+    :class:`~toolkit.core.adapt.steps.growth_controller.GrowthController`.
+
+    Args:
+        method, layers, optimizer, total_steps: see the base class.
+        options: ``scorer``, ``penalty``: see the base class.
 
     Raises:
-        ValueError: as :class:`GrowthController`, or the schedule ends below the target.
+        ValueError: as the base class, or the schedule ends below the target.
     """
 
     def __init__(
@@ -122,51 +94,33 @@ class TriangularController(GrowthController):
         layers: Mapping[str, nn.Module],
         optimizer: torch.optim.Optimizer,
         total_steps: int | None,
-        scorer: Scorer | None = None,
+        **options: Any,
     ):
-        self.method = method
-        target = method.total_rank
-        if target is None:
-            target = method.target_rank * len(layers)
-        now = sum(layer.rank for layer in layers.values())
-        grown = any(len(layer.widths) > 1 for layer in layers.values())
-        decays = "weight_decay" in optimizer.param_groups[0]
-        super().__init__(
-            "TriAdaptLoRA",
-            layers,
-            optimizer,
-            total_steps,
-            # a saved run that passed its target may go on
-            target=max(target, now) if method.overshoot and grown else target,
-            warmup=method.warmup,
-            interval=method.interval,
-            growth=method.step_rank,
-            restart=method.restart,
-            weight_decay=method.weight_decay if decays or method.weight_decay else None,
-            scorer=scorer,
-        )
-        self.target = target
+        decays = "weight_decay" in optimizer.param_groups[0] or method.weight_decay
+        options["weight_decay"] = method.weight_decay if decays else None
+        super().__init__(method, layers, optimizer, total_steps, growth=method.step_rank, **options)
         self.norms = self.measure()
 
-    def _check_schedule(self, total_steps: int) -> None:
-        super()._check_schedule(total_steps)
-        m = self.method
+    def check_schedule(self) -> None:
+        super().check_schedule()
+        m, settings = self.method, (self.total, self.target, len(self.layers))
         end = planned(
-            self.total,
-            self.target,
-            len(self.layers),
+            *settings,
             block=m.step_rank,
             growth=m.growth,
             warmup=m.warmup,
             interval=m.interval,
-            total_steps=total_steps,
+            total_steps=self.total_steps,
         )[-1]
         if end < self.target:
             raise ValueError(
                 f"with interval={m.interval}, block={m.step_rank} and warmup={m.warmup} the ranks "
-                f"add up to {end} of the {self.target} wanted when total_steps={total_steps} have "
-                "passed; look more often, grow by larger blocks, or train longer"
+                f"add up to {end} of the {self.target} wanted when total_steps={self.total_steps} "
+                "have passed; look more often, grow by larger blocks, or train longer"
             )
+
+    def blocks(self) -> list[tuple[Sequence[Tensor], Sequence[Tensor]]]:
+        return [(layer.blocks("B"), layer.blocks("A")) for layer in self.layers]
 
     @torch.no_grad()
     def measure(self) -> Tensor:
@@ -182,32 +136,9 @@ class TriangularController(GrowthController):
         return (self.step - self.warmup) / (self.total_steps - self.warmup)
 
     @torch.no_grad()
-    def before_step(self) -> None:
-        """Add the gradient of the penalty, after making sure that there are gradients."""
-        self.check_gradients(finite=self.allocating)
-        self.average_grown()
-        if self.method.orthogonality:
-            self._penalise()
-        super().before_step()
-
-    def _penalise(self) -> None:
-        factors = [layer.factors() for layer in self.layers]
-        extra = iter(orthogonality_gradients([(B, A) for A, B in factors]))
-        tensors, pieces = [], []
-        for layer in self.layers:
-            for letter, whole, dim in (("B", next(extra), 1), ("A", next(extra), 0)):
-                for i, piece in enumerate(whole.split(layer.widths, dim)):
-                    tensors.append(getattr(layer, f"{letter}{i}"))
-                    pieces.append(piece)
-        for t in tensors:
-            if t.grad is None:
-                t.grad = torch.zeros_like(t)
-        torch._foreach_add_([t.grad for t in tensors], pieces, alpha=self.method.orthogonality)
-
-    @torch.no_grad()
     def after_step(self) -> None:
         """Measure, and let layers grow, if this step is one for it."""
-        if self.allocating:
+        if self.allocating and not self.skipping:
             self.look()
         super().after_step()
 
@@ -229,11 +160,11 @@ class TriangularController(GrowthController):
                 f"the growth of step {self.step}; nothing has grown. Lower the learning rate, or "
                 "go back to an earlier state"
             )
-        average_over_ranks([scores])  # so that every process grows the same layers
+        average([scores])  # so that every process grows the same layers
         missing = self.target - self.total
         top = modules_to_grow(missing, self.progress, self.method.growth, len(self.layers))
-        rooms = [layer.limit - layer.rank for layer in self.layers]
-        self.grow(choose(scores, missing, self.growth, top, rooms, self.method.overshoot))
+        overshoot = self.method.overshoot
+        self.grow(*choose(scores, missing, self.growth, top, self.rooms(), overshoot))
 
     def state(self) -> dict[str, Tensor]:
         return super().state() | {"norms": self.norms}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -17,7 +17,8 @@ class Controller:
         names, layers: the adapted layers' names and adapters, in one order.
         step: steps done.
         exclusive: whether no other controller may share the optimizer, because this one takes
-            over what the optimizer does.
+            over what the optimizer does. A method says the same by an attribute of this name.
+        lengthening: beginnings of names in the state whose first dimension grows over a run.
 
     Args:
         method: the hyperparameters.
@@ -26,6 +27,7 @@ class Controller:
     """
 
     exclusive: ClassVar[bool] = False
+    lengthening: ClassVar[tuple[str, ...]] = ()
     _unhook: Callable[[], None] = staticmethod(lambda: None)
 
     def __init__(
@@ -85,7 +87,8 @@ class Controller:
         own = self.state()
         for key in own.keys() | state.keys():
             ours, theirs = own.get(key), state.get(key)
-            if ours is None or theirs is None or ours.shape != theirs.shape:
+            start = int(key.startswith(self.lengthening))
+            if ours is None or theirs is None or ours.shape[start:] != theirs.shape[start:]:
                 raise ValueError(
                     f"the saved schedule does not fit {self.title} on these {len(self.layers)} "
                     f"layers: {key!r} is {_shape(theirs)} there and {_shape(ours)} here; attach "
@@ -95,3 +98,30 @@ class Controller:
 
 def _shape(tensor: Tensor | None) -> str:
     return "missing" if tensor is None else f"of shape {tuple(tensor.shape)}"
+
+
+class Several(Controller):
+    """The controllers of several methods on one optimizer, one after the other."""
+
+    def __init__(self, parts: Sequence[Controller]):
+        self.parts = list(parts)
+
+    def before_step(self) -> None:
+        for part in self.parts:
+            part.before_step()
+
+    def after_step(self) -> None:
+        for part in self.parts:
+            part.after_step()
+
+    def released(self) -> None:
+        for part in self.parts:
+            part.released()
+
+    def state(self) -> dict[str, Tensor]:
+        return {f"{i}.{k}": v for i, part in enumerate(self.parts) for k, v in part.state().items()}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        for i, part in enumerate(self.parts):
+            own = f"{i}."
+            part.load({k.removeprefix(own): v for k, v in state.items() if k.startswith(own)})

@@ -6,24 +6,22 @@ All groups that growth may need are therefore added at once, empty, before any s
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from toolkit.core.adapt.steps.growth import restarted_rate
+from toolkit.core.adapt.steps.processes import average, several
+
 
 class GrowthGroups:
-    r"""Empty groups of an optimizer, filled one per growth, each with its own clock.
+    """Empty groups of an optimizer, filled one per growth, each with its own clock.
 
-    A group born at step :math:`\tau` has no gradient in that step. With
-    :math:`u=t-\tau-1`, :math:`T'=T-\tau-1` and :math:`w` steps of warm-up its learning rate is
-
-    .. math:: \eta(t) = \eta_0 \cdot \begin{cases} u/w & u < w \\ (T'-u)/(T'-w) & u \ge w\end{cases}
-
-    so it starts at 0 and is back at 0 when the run ends (IncreLoRA's restarted warm-up). With
-    ``restart=False`` it has the rate of the adapters' own group. The rates stand in the groups only
-    while ``optimizer.step()`` runs; between steps the groups hold what a scheduler wrote, so that
+    A group's rate is :func:`~toolkit.core.adapt.steps.growth.restarted_rate`, or with
+    ``restart=False`` that of the adapters' own group. The rates stand in the groups only while
+    ``optimizer.step()`` runs; between steps the groups hold what a scheduler wrote, so that
     schedulers that compute a rate from the last one are not disturbed.
 
     Args:
@@ -83,18 +81,15 @@ class GrowthGroups:
 
     def _reserve(self, number: int) -> None:
         """Have exactly so many groups behind the user's own."""
-        groups = self.optimizer.param_groups
-        while self.number > number:
-            groups.pop()
-            self.number -= 1
-        while self.number < number:
+        del self.optimizer.param_groups[self.first + number :]
+        for _ in range(number - self.number):
             new = {k: _copy(v) for k, v in self._source.items() if k not in _OWN}
             if "param_names" in self._source:
                 new["param_names"] = []
             if self.weight_decay is not None and "weight_decay" in new:
                 new["weight_decay"] = self.weight_decay
             self.optimizer.add_param_group({"params": [], **new})
-            self.number += 1
+        self.number = number
 
     def fill(self, named: Mapping[str, nn.Parameter], step: int) -> None:
         """Give the next empty group the tensors born in this step.
@@ -123,12 +118,7 @@ class GrowthGroups:
         if not self.restart:
             return float(self._source["lr"])
         eta0 = float(self._source.get("initial_lr", self.eta0))
-        u, end, w = step - birth - 1, self.total_steps - birth - 1, self.warmup
-        if u < 0:
-            return 0.0  # the step of birth itself, in which the group has no gradient
-        if u < w:
-            return eta0 * u / w
-        return eta0 * max(end - u, 0) / max(end - w, 1)
+        return restarted_rate(step, birth, self.total_steps, self.warmup, eta0)
 
     def rates(self, step: int) -> list[float]:
         """Learning rate of every filled group at a step."""
@@ -148,6 +138,16 @@ class GrowthGroups:
             for i, rate in enumerate(self._kept):
                 _write(self.optimizer.param_groups[self.first + i], rate)
         self._kept = None
+
+    def average_gradients(self) -> None:
+        """Average the members' gradients over processes: DDP does not know late tensors."""
+        if not several():
+            return
+        born = [p for g in self.optimizer.param_groups[self.first :] for p in g["params"]]
+        for p in born:
+            if p.grad is None:
+                p.grad = torch.zeros_like(p)
+        average([p.grad for p in born])
 
     def state(self) -> dict[str, Tensor]:
         text = "\n".join("\t".join(names) for names in self.members)
@@ -207,9 +207,7 @@ def _write(group: dict[str, Any], rate: float | Tensor) -> None:
 
 def _only_group(optimizer: torch.optim.Optimizer, named: Mapping[str, nn.Parameter]) -> int:
     """Position of the one group that holds all tensors."""
-    where: dict[int, int] = {}
-    for i, group in enumerate(optimizer.param_groups):
-        where |= {id(p): i for p in group["params"]}
+    where = {id(p): i for i, g in enumerate(optimizer.param_groups) for p in g["params"]}
     found: dict[int, str] = {}
     for name, p in named.items():
         found.setdefault(where[id(p)], name)
@@ -220,8 +218,3 @@ def _only_group(optimizer: torch.optim.Optimizer, named: Mapping[str, nn.Paramet
             "one group, so give all tensors of the adapters to one group"
         )
     return next(iter(found))
-
-
-def name_all(layers: Sequence[tuple[str, nn.Module]]) -> dict[str, nn.Parameter]:
-    """Every tensor that trains in the adapters, by layer and leaf name."""
-    return {f"{n}.{leaf}": p for n, layer in layers for leaf, p in layer.named_parameters()}

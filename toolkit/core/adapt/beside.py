@@ -1,0 +1,125 @@
+r"""What stands beside a frozen module, in series after it or in parallel to it.
+
+``ScaleShift``: :math:`y' = \gamma\odot y + \beta`, which merges into a weight and its bias.
+``Bottleneck``: :math:`y' = y + s\,U\sigma(Dz)`, with z the module's output (serial) or its input
+(parallel), which is no plain weight.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from toolkit.core.adapt.sites import Site, normal
+
+
+class ScaleShift(nn.Module):
+    """A factor and, if asked for, an offset per output feature of one site.
+
+    ``gamma`` (m,) starts at 1 and ``beta`` (m,) at 0. Outputs of convolutions carry their features
+    on axis 1, all others on the last.
+    """
+
+    def __init__(self, site: Site, shift: bool = True):
+        super().__init__()
+        self.site = site
+        where = {"dtype": site.dtype, "device": site.device}
+        self.gamma = nn.Parameter(torch.ones(site.rows, **where))
+        self.beta = nn.Parameter(torch.zeros(site.rows, **where)) if shift else None
+
+    def forward(self, base: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return on_tensor(base(*args, **kwargs), self.act)
+
+    def act(self, y: Tensor) -> Tensor:
+        """The scaled and shifted output."""
+        dims = len(self.site.shape) - 2 if self.site.kind == "conv" else 0
+        shape = (-1, *[1] * dims)
+        y = y * self.gamma.to(y.dtype).view(shape)
+        return y if self.beta is None else y + self.beta.to(y.dtype).view(shape)
+
+    def merged(self, base: nn.Module) -> dict[str, Tensor]:
+        site = self.site
+        old, bias = base._parameters[site.parameter], base._parameters.get("bias")
+        if site.kind == "norm":
+            new = {"weight": (old * self.gamma).to(old.dtype)}
+        else:
+            matrix = self.gamma[:, None] * site.to_matrix(old).to(site.dtype)
+            new = {site.parameter: site.to_weight(matrix).to(old.dtype).contiguous()}
+        if bias is not None:
+            moved = bias * self.gamma if self.beta is None else bias * self.gamma + self.beta
+            new["bias"] = moved.to(bias.dtype)
+        elif self.beta is not None and bool(self.beta.any()):
+            raise TypeError(
+                f"layer {site.name!r} has no bias to merge the shift into; keep it adapted, or "
+                "build the layer with bias=True"
+            )
+        return new
+
+
+class Bottleneck(nn.Module):
+    """A small network of one hidden layer beside one site, with its own input and output maps.
+
+    ``down`` (h, m) is drawn from a normal law, ``up`` (m, h) starts at 0, so the model starts as
+    its base.
+
+    Args:
+        site: where.
+        width: hidden units h.
+        act: the nonlinearity.
+        parallel: read the module's input instead of its output.
+        scale: s, factor of what is added.
+        std: standard deviation of the start of ``down``.
+        generator: source of the draw.
+    """
+
+    def __init__(
+        self,
+        site: Site,
+        width: int,
+        act: nn.Module,
+        parallel: bool = False,
+        scale: float = 1.0,
+        std: float = 0.02,
+        generator: torch.Generator | None = None,
+    ):
+        super().__init__()
+        self.site, self.parallel, self.scale, self.act = site, parallel, scale, act
+        m = site.rows
+        n = (site.cols or m) if parallel else m
+        self.down = nn.Parameter(normal((width, n), std, site, generator))
+        self.down_bias = nn.Parameter(torch.zeros(width, dtype=site.dtype, device=site.device))
+        self.up = nn.Parameter(torch.zeros(m, width, dtype=site.dtype, device=site.device))
+        self.up_bias = nn.Parameter(torch.zeros(m, dtype=site.dtype, device=site.device))
+
+    def forward(self, base: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        def added(y: Tensor) -> Tensor:
+            z = args[0] if self.parallel else y
+            hidden = self.act(F.linear(z.to(self.down.dtype), self.down, self.down_bias))
+            return y + self.scale * F.linear(hidden, self.up, self.up_bias).to(y.dtype)
+
+        return on_tensor(base(*args, **kwargs), added)
+
+    @property
+    def changed(self) -> int:
+        """Numbers of the base that differ once merged: none, as it cannot be merged."""
+        return 0
+
+    def merged(self, base: nn.Module) -> dict[str, Tensor]:
+        raise TypeError(f"the bottleneck beside {self.site.name!r} is no change of a weight")
+
+
+def on_tensor(output: Any, act: Any) -> Any:
+    """Apply ``act`` to a module's output, or to the first entry of a tuple of outputs."""
+    if isinstance(output, Tensor):
+        return act(output)
+    if isinstance(output, tuple) and output and isinstance(output[0], Tensor):
+        first = act(output[0])
+        rest = output[1:]
+        return type(output)(first, *rest) if hasattr(output, "_fields") else (first, *rest)
+    raise TypeError(
+        f"a module that returns {type(output).__name__} cannot be adapted beside; choose one that "
+        "returns a tensor, or a tuple that begins with one"
+    )

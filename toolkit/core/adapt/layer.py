@@ -1,0 +1,125 @@
+"""An adapted layer in its layer's place, and what travels in its ``state_dict``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from toolkit.core.adapt.sites import Site
+from toolkit.core.adapt.steps.controller import Controller
+
+
+class AdaptedLayer(nn.Module):
+    """A frozen layer and its adapter, in the layer's place.
+
+    Code that reads a parameter of the layer instead of calling it (``nn.MultiheadAttention`` reads
+    ``out_proj.weight``, the fast path of ``nn.TransformerEncoderLayer`` reads all) is given the new
+    weight, so that the adapter is never skipped in silence.
+    """
+
+    def __init__(self, base: nn.Module, adapter: nn.Module):
+        super().__init__()
+        self.base = base
+        self.adapter = adapter
+        self.train(base.training)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.adapter(self.base, *args, **kwargs)
+
+    def materialised(self, *args: Any, **kwargs: Any) -> Any:
+        """The same output through the new weight itself: slower, for checks and for teaching."""
+        return functional_call(self.base, self.adapter.merged(self.base), args, kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        modules = self.__dict__.get("_modules", {})
+        if name in modules:
+            return modules[name]
+        base = modules.get("base")
+        if base is None:
+            raise AttributeError(name)
+        if name in base._parameters:
+            return self.adapter.merged(base).get(name, base._parameters[name])
+        return getattr(base, name)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
+        # growth and compaction change how many tensors an adapter has: first take on their number
+        resize = getattr(self.adapter, "resize", None)
+        if resize is not None:
+            start = f"{prefix}adapter."
+            own = {k.removeprefix(start): v for k, v in state_dict.items() if k.startswith(start)}
+            if own:
+                resize(own)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+@dataclass
+class Placed:
+    """One adapted layer and every place in the model that refers to it."""
+
+    name: str
+    site: Site
+    layer: AdaptedLayer
+    places: list[tuple[nn.Module, str]]
+    tied: bool
+    method: Any
+
+    def put(self, module: nn.Module) -> None:
+        for parent, attribute in self.places:
+            parent._modules[attribute] = module
+
+
+class Schedule(nn.Module):
+    """A controller's state in the model's ``state_dict``, so that any trainer resumes it.
+
+    It is a child of the first layer that the controller acts on. A state that is loaded goes on in
+    the controller once the whole model is loaded, or waits in ``waiting`` for one to be attached.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.controller: Controller | None = None
+        self.waiting: dict[str, Tensor] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        # a controller holds an optimizer over the original tensors: a copy starts without
+        return self.__dict__ | {"controller": None}
+
+    def attach(self, controller: Controller) -> None:
+        """Carry the state of a controller from now on, and give it what waits.
+
+        Raises:
+            ValueError: what waits is of another method or of other layers.
+        """
+        if self.waiting:
+            controller.load(self.waiting)
+        self.controller, self.waiting = controller, {}
+
+    def go_on(self) -> None:
+        """Give the controller what was loaded."""
+        if self.controller is not None and self.waiting:
+            state, self.waiting = self.waiting, {}
+            self.controller.load(state)
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        state = self.waiting if self.controller is None else self.controller.state()
+        for key, value in state.items():
+            destination[prefix + key] = value if keep_vars else value.detach()
+
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, local: Any, strict: Any, missing: Any,
+        unexpected: Any, errors: Any,
+    ) -> None:  # fmt: skip
+        found = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
+        self.waiting = {key: value.detach().clone() for key, value in found.items()}
+        if not found and self.controller is not None:
+            missing.append(f"{prefix}step")
+
+
+def resume(module: nn.Module, _: Any) -> None:
+    """Hook after ``load_state_dict`` of a whole model: all adapters are there, so go on."""
+    for child in module.modules():
+        if isinstance(child, Schedule):
+            child.go_on()

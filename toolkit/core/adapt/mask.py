@@ -1,0 +1,70 @@
+r"""Which entries of an existing weight may move; all others stay, bit for bit.
+
+The chosen entries are a parameter of their own, so no decay, momentum or clipping reaches the
+others, and a file holds (index, value) pairs:
+
+.. math:: W_{ij} = v_k \text{ if } (i, j) \text{ is the k-th chosen entry, else } W_{0,ij}
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from toolkit.core.adapt.sites import Site
+
+
+class MaskLayer(nn.Module):
+    """The chosen entries of one weight: ``values`` (k,) that train, ``index`` (k,) where they lie.
+
+    Args:
+        site: where; it holds the frozen weight.
+        mask: True where an entry of the (m, n) matrix may move.
+
+    Raises:
+        ValueError: a mask of another shape, or one that lets nothing move.
+    """
+
+    index: Tensor
+
+    def __init__(self, site: Site, mask: Tensor):
+        super().__init__()
+        if site.weight is None or mask.shape != (site.rows, site.cols):
+            raise ValueError(
+                f"mask of {site.name!r} has shape {tuple(mask.shape)}, the matrix is "
+                f"{site.rows} x {site.cols}"
+            )
+        laid_out = site.to_weight(mask.to(site.device, torch.bool)).reshape(-1)
+        index = laid_out.nonzero()[:, 0]
+        if not len(index):
+            raise ValueError(f"mask of {site.name!r} lets no entry move; leave the site out")
+        self.site = site
+        self.register_buffer("index", index)
+        self.values = nn.Parameter(site.weight.reshape(-1)[index].to(site.dtype, copy=True))
+
+    def merged(self, base: nn.Module) -> dict[str, Tensor]:
+        old = base._parameters[self.site.parameter]
+        new = old.reshape(-1).index_put((self.index,), self.values.to(old.dtype))
+        return {self.site.parameter: new.view(old.shape)}
+
+    def forward(self, base: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return functional_call(base, self.merged(base), args, kwargs)
+
+    @torch.no_grad()
+    def resize(self, state: dict[str, Tensor]) -> None:
+        """Take on as many entries as saved tensors have."""
+        if "values" in state and state["values"].shape != self.values.shape:
+            self.values = nn.Parameter(self.values.new_zeros(state["values"].shape))
+            self.index = self.index.new_zeros(state["values"].shape)
+
+    @property
+    def changed(self) -> int:
+        """Numbers of the weight that may differ from the base."""
+        return len(self.index)
+
+    def facts(self) -> dict[str, int]:
+        """What the report says of this layer."""
+        return {"moving": len(self.index)}

@@ -1,0 +1,217 @@
+"""What methods share that let ranks grow around the optimizer's steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from toolkit.core.adapt.steps.gradients import finite, present, skipped
+from toolkit.core.adapt.steps.growth import Growth, check_fits, looks
+from toolkit.core.adapt.steps.growth_groups import GrowthGroups
+from toolkit.core.adapt.steps.history import History
+from toolkit.core.adapt.steps.orthogonality import PenalisedController
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Scorer = Callable[["GrowthController"], Sequence[float] | Tensor]
+
+
+class GrowthController(PenalisedController):
+    """Around each step of a method that grows: checks, learning rates, penalty, growth, history.
+
+    A method subclasses it and decides in :meth:`decide`, before the optimizer acts, or calls
+    :meth:`grow` where its rule says so. A layer has ``rank`` (components that count), ``limit``
+    (the largest rank its matrix can have) and ``grow(amount, draws)``, which returns the tensors
+    that train from now on by leaf name.
+
+    Attributes: ``target`` and ``total`` (ranks in all, at the end and now), ``history`` (a
+    :class:`~toolkit.core.adapt.steps.history.Record` of the start and of each growth), ``groups``
+    (see :class:`GrowthGroups`), ``total_steps``, and those of the base class.
+
+    Args:
+        method: has ``target_rank``, ``total_rank`` (overrides it), ``start``, ``overshoot``,
+            ``restart``, and ``warmup`` and ``interval``: a step t is a look if t > warmup and t is
+            divisible by interval.
+        layers: layer name -> its adapter.
+        optimizer: holds the adapters' tensors in one group; no scheduler on it yet.
+        total_steps: optimizer steps of the run. Nothing grows in later steps.
+        growth: ranks that one layer gets at a look.
+        scorer: replaces the score: called with the controller, returns (N,) numbers. For controls
+            such as random or planted growth.
+        weight_decay: of grown tensors, see :class:`GrowthGroups`.
+        penalty: "step" or "loss", see the base class.
+
+    Raises:
+        ValueError: no ``total_steps``, a schedule or a target that does not fit, or an optimizer
+            that cannot be extended.
+    """
+
+    lengthening: ClassVar[tuple[str, ...]] = ("history.", "births", "members")
+
+    def __init__(
+        self,
+        method: Any,
+        layers: Mapping[str, nn.Module],
+        optimizer: torch.optim.Optimizer,
+        total_steps: int | None,
+        *,
+        growth: int,
+        scorer: Scorer | None = None,
+        weight_decay: float | None = None,
+        penalty: str = "step",
+    ):
+        super().__init__(method, layers, optimizer, penalty)
+        if total_steps is None:
+            raise ValueError(f"{self.title} grows over the run: attach(..., total_steps=T)")
+        self.total_steps, self.scorer, self.growth = total_steps, scorer, growth
+        self.warmup, self.interval, self.skipping = method.warmup, method.interval, False
+        self.target = method.total_rank
+        if self.target is None:
+            self.target = method.target_rank * len(layers)
+        self.check_schedule()
+        self.history = History(self.names, [1] * len(layers))
+        self._record()
+        self.trained = self.named()
+        missing = max(0, self.target - self.total)
+        # a layer near its limit takes less than ``growth`` once, so one more growth may be needed
+        short = sum(room % growth != 0 for room in self.rooms())
+        number = min(looks(self.warmup, self.interval, total_steps), -(-missing // growth) + short)
+        self.groups = GrowthGroups(
+            optimizer,
+            self.trained,
+            number if missing else 0,
+            total_steps,
+            restart=method.restart,
+            warmup=getattr(method, "restart_warmup", 0),
+            weight_decay=weight_decay,
+        )
+
+    def check_schedule(self) -> None:
+        """Raise ValueError where warm-up, target or layers do not fit."""
+        start = self.total
+        most = start + sum(self.rooms())
+        # a saved run that passed its target may go on
+        passed = self.method.overshoot and start > len(self.layers) * self.method.start
+        target = max(self.target, start) if passed else self.target
+        check_fits(self.title, len(self.layers), start, target, most, self.warmup, self.total_steps)
+
+    def rooms(self) -> list[int]:
+        """Ranks that each layer can still take."""
+        return [max(0, layer.limit - layer.rank) for layer in self.layers]
+
+    @property
+    def total(self) -> int:
+        """Ranks in all, now."""
+        return sum(layer.rank for layer in self.layers)
+
+    @property
+    def growing(self) -> bool:
+        """Whether the target is still to be reached."""
+        return self.total < self.target
+
+    @property
+    def allocating(self) -> bool:
+        """Whether the coming step is one in which layers grow."""
+        t = self.step
+        look = self.warmup < t < self.total_steps and t % self.interval == 0
+        return look and self.growing and self.groups.free > 0
+
+    def ranks(self) -> dict[str, int]:
+        """Layer name -> its rank now, reserves not counted."""
+        return {n: layer.rank for n, layer in zip(self.names, self.layers, strict=True)}
+
+    def decide(self) -> Growth | None:
+        """What grows before the optimizer acts; may raise, and changes nothing that trains."""
+        return None
+
+    @torch.no_grad()
+    def before_step(self) -> None:
+        self.skipping = skipped(self.optimizer, self.title)
+        if self.skipping:
+            return
+        grads = present(self.trained, self.title)
+        self.groups.average_gradients()  # first: all processes then judge the same numbers
+        if self.allocating:
+            finite(grads, self.step)
+        growth = self.decide()
+        self.add_penalty()
+        if growth is not None:
+            self.grow(*growth)
+        self.groups.before_step(self.step)  # the rates last, after all that may raise
+
+    @torch.no_grad()
+    def grow(
+        self,
+        amounts: Sequence[int],
+        scores: Tensor | None = None,
+        threshold: float = float("nan"),
+        *,
+        draws: Mapping[str, Mapping[str, Tensor]] | None = None,
+    ) -> None:
+        """Let layers grow now; their new tensors get a group of the optimizer.
+
+        Args:
+            amounts: ranks to add, one number per layer.
+            scores, threshold: what decided, (N,) and a number, for the history.
+            draws: layer name -> tensor name -> what its ``grow`` takes instead of its own draw.
+
+        Raises:
+            RuntimeError: the schedule has no growth left. ValueError: amounts do not fit.
+        """
+        if len(amounts) != len(self.layers) or not all(0 <= a <= self.growth for a in amounts):
+            raise ValueError(
+                f"amounts must be {len(self.layers)} numbers from 0 to growth={self.growth}"
+            )
+        growing = [row for row in zip(self.names, self.layers, amounts, strict=True) if row[2]]
+        for name, layer, amount in growing:
+            if layer.rank + amount > layer.limit:
+                raise ValueError(
+                    f"layer {name!r} has rank {layer.rank} and cannot grow by {amount}: its "
+                    f"matrix allows {layer.limit}"
+                )
+        if not growing:
+            return
+        if self.step >= self.total_steps:
+            raise RuntimeError(
+                f"growth after the end of the schedule: step {self.step} of "
+                f"total_steps={self.total_steps}; give attach() more total_steps"
+            )
+        self.groups.need_free()
+        born: dict[str, nn.Parameter] = {}
+        for name, layer, amount in growing:
+            new = layer.grow(amount, (draws or {}).get(name))
+            born |= {f"{name}.{leaf}": p for leaf, p in new.items()}
+        self.groups.fill(born, self.step)
+        self.trained = self.named()
+        self._record(scores, threshold)
+
+    def _record(self, scores: Tensor | None = None, threshold: float = float("nan")) -> None:
+        ranks = torch.tensor([*self.ranks().values()])
+        self.history.add(self.step, self.total, ranks, scores, threshold)
+
+    def after_step(self) -> None:
+        if not self.skipping:
+            self.groups.after_step()
+            super().after_step()
+
+    def table(self) -> pd.DataFrame:
+        """The history, one row per growth and layer."""
+        return self.history.table()
+
+    def state(self) -> dict[str, Tensor]:
+        return super().state() | self.history.state() | self.groups.state()
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        super().load(state)
+        saved, now = state["history.ranks"][-1].tolist(), [*self.ranks().values()]
+        if saved != now:
+            raise ValueError(
+                f"the schedule was saved at ranks {saved}, the adapters have {now}; load the "
+                "adapters of the same file with toolkit.load"
+            )
+        self.groups.load(state, self.named())
+        self.history.load(state)

@@ -1,0 +1,76 @@
+r"""Train only some entries of a weight: the smallest, the largest, or those that score on data.
+
+.. math:: M_{ij} = 1 \text{ for the share } p \text{ of entries with the highest score},\qquad
+    W = W_0 + M \odot \Delta
+
+Scores: :math:`-|w|` ("smallest"), :math:`|w|` ("largest"), or :math:`\sum_b g_b^2` on data
+("fisher", Sung, Nair, Raffel, *Training Neural Networks with Fixed Sparse Masks*, arXiv
+2111.09839).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from toolkit.core.adapt.mask import MaskLayer
+from toolkit.core.adapt.sites import Site
+from toolkit.core.declare.fields import Declared, Range
+from toolkit.core.declare.info import Info
+
+
+@dataclass(frozen=True)
+class SparseMask(Declared):
+    """A fixed sparse mask over each weight, chosen when the model is adapted.
+
+    Args:
+        share: share p of the entries that move. Source: arXiv 2111.09839, 0.005.
+        by: what is ranked; "fisher" needs ``adapt(..., batches=, loss=)``. Source: arXiv
+            2111.09839, fisher.
+    """
+
+    share: Annotated[float, Range(0.0, 1.0, log=True, open_low=True)] = 0.01
+    by: Literal["smallest", "largest", "fisher"] = "largest"
+
+    info: ClassVar[Info] = Info(
+        slug="sparse_mask",
+        part="core",
+        title="Sparse mask",
+        arxiv="2111.09839",
+        year=2021,
+        code="varunnair18/FISH",
+        equation=r"W = W_0 + M \odot \Delta",
+        acts_on="chosen entries of the weight",
+        count=r"\lceil p\,mn \rceil",
+        inference="none once merged",
+        colour="#A0783C",
+        kinds=("linear", "hf_conv1d", "conv", "embedding", "attention"),
+    )
+
+    tiny: ClassVar[dict[str, float]] = {"share": 0.5}
+
+    @property
+    def scores(self) -> str | None:
+        """What must be measured on data before building."""
+        return "fisher" if self.by == "fisher" else None
+
+    def build(self, site: Site, generator: torch.Generator | None = None) -> MaskLayer:
+        assert site.weight is not None
+        score = site.scores if self.by == "fisher" else site.to_matrix(site.weight).abs()
+        assert score is not None
+        return MaskLayer(site, top(-score if self.by == "smallest" else score, self.count(site)))
+
+    def count(self, site: Site) -> int:
+        """The share of m n, at least one."""
+        return max(1, -int(-self.share * site.rows * site.cols // 1))
+
+
+def top(score: Tensor, count: int) -> Tensor:
+    """A mask of the ``count`` highest entries; of equal ones the first in memory."""
+    order = torch.argsort(score.reshape(-1), descending=True, stable=True)
+    mask = torch.zeros(score.numel(), dtype=torch.bool, device=score.device)
+    mask[order[:count]] = True
+    return mask.view(score.shape)

@@ -1,0 +1,189 @@
+"""What AdaLoRA does around each step: importance, the budget, and who is left out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from toolkit.core.adapt.steps.budget import budget
+from toolkit.core.adapt.steps.gradients import finite, present, skipped
+from toolkit.core.adapt.steps.history import History
+from toolkit.core.adapt.steps.importance import smooth
+from toolkit.core.adapt.steps.orthogonality import PenalisedController
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Scorer = Callable[["AllocationController"], Sequence[Tensor]]
+MOST = 1000  # records of a run; of more allocations every so many are kept, and the last
+
+
+class AllocationController(PenalisedController):
+    """Around each step: penalty before; scores, schedule and pruning after.
+
+    Attributes: ``budget`` (triplets allowed now), ``initial`` and ``target`` (at the start and at
+    the end), ``sensitivity`` and ``uncertainty`` (smoothed, one tensor per P, E, Q of each layer),
+    ``history`` (a :class:`~toolkit.core.adapt.steps.history.Record` per allocation, at most about
+    1000; the final phase, which repeats one decision, has one), ``total_steps``, and those of
+    :class:`~toolkit.core.adapt.steps.orthogonality.PenalisedController`.
+
+    Args:
+        method: the hyperparameters.
+        layers: layer name -> its triplets.
+        optimizer: what steps.
+        total_steps: optimizer steps of the run.
+        scorer: replaces the score: called with the controller, returns one (r,) tensor per layer.
+            For controls such as random or planted allocations.
+        penalty: "step" or "loss", see the base class.
+
+    Raises:
+        ValueError: ``total_steps`` missing or too short for the schedule, or a target above b0.
+    """
+
+    lengthening: ClassVar[tuple[str, ...]] = ("history.",)
+
+    def __init__(
+        self,
+        method: Any,
+        layers: Mapping[str, nn.Module],
+        optimizer: torch.optim.Optimizer,
+        total_steps: int | None,
+        scorer: Scorer | None = None,
+        penalty: str = "step",
+    ):
+        super().__init__(method, layers, optimizer, penalty)
+        self.squared = method.like == "paper"
+        if total_steps is None:
+            raise ValueError("AdaLoRA shrinks its budget over the run: attach(..., total_steps=T)")
+        if method.warmup + method.final >= total_steps:
+            raise ValueError(
+                f"warmup={method.warmup} and final={method.final} leave no step to shrink the "
+                f"budget in total_steps={total_steps}; lower them or train longer"
+            )
+        self.total_steps, self.scorer = total_steps, scorer
+        widths = [layer.E.shape[0] for layer in self.layers]
+        self.initial, self.target = sum(widths), method.total_rank
+        if self.target is None:
+            self.target = method.target_rank * len(self.layers)
+        if self.target > self.initial:
+            raise ValueError(
+                f"total_rank={self.target} is above the initial budget of {self.initial} triplets "
+                f"({len(self.layers)} layers of rank {method.rank}); aim lower or start higher"
+            )
+        self.trained = self.named()
+        self.tensors = [t for layer in self.layers for t in (layer.P, layer.E, layer.Q)]
+        self.sensitivity = [torch.zeros_like(t) for t in self.tensors]
+        self.uncertainty = [torch.zeros_like(t) for t in self.tensors]
+        self.budget, self.history, self.skipping = self.initial, History(self.names, widths), False
+        owner = torch.arange(len(widths)).repeat_interleave(torch.tensor(widths))
+        self.owner = owner.to(self.tensors[0].device)
+        allocations = (total_steps - method.final) // method.interval
+        self.every = method.interval * max(1, -(-allocations // MOST))
+
+    def blocks(self) -> list[tuple[Sequence[Tensor], Sequence[Tensor]]]:
+        return [([layer.P], [layer.Q]) for layer in self.layers]
+
+    @property
+    def allocating(self) -> bool:
+        """Whether the coming step ends with an allocation."""
+        t, m = self.step, self.method
+        if t <= m.warmup:
+            return False
+        return t > self.total_steps - m.final or t % m.interval == 0
+
+    @torch.no_grad()
+    def before_step(self) -> None:
+        """Add the gradient of the penalty, after making sure that there are gradients to read."""
+        self.skipping = skipped(self.optimizer, self.title)
+        if self.skipping:
+            return
+        grads = present(self.trained, self.title)
+        if self.allocating:
+            finite(grads, self.step)
+        self.add_penalty()
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """Score the updated triplets, then prune if this step is one for it."""
+        if self.skipping:
+            return
+        prune, m = self.allocating, self.method
+        # official order: scores are frozen in the final phase, so the same triplets stay pruned
+        if self.step < self.total_steps - m.final:
+            grads = [torch.zeros_like(t) if t.grad is None else t.grad for t in self.tensors]
+            now = torch._foreach_mul([t.detach() for t in self.tensors], grads)
+            torch._foreach_abs_(now)
+            smooth(now, self.sensitivity, self.uncertainty, m.beta1, m.beta2)
+        self.budget = budget(
+            self.step, self.initial, self.target, m.warmup, m.final, self.total_steps
+        )
+        if prune:
+            self.prune(self.budget)
+        super().after_step()
+
+    def scores(self) -> list[Tensor]:
+        r"""Importance of every triplet, one (r,) tensor per layer.
+
+        .. math:: S_i = s(\lambda_i) + \frac1{d_1}\sum_j s(P_{ji}) + \frac1{d_2}\sum_j s(Q_{ij})
+
+        with s the product of sensitivity and uncertainty ("full"), the sensitivity alone, or
+        :math:`|\lambda_i|` instead of the sum ("magnitude").
+        """
+        if self.scorer is not None:
+            return list(self.scorer(self))
+        if self.method.score == "magnitude":
+            return [layer.E.detach()[:, 0].abs() for layer in self.layers]
+        entries = self.sensitivity
+        if self.method.score == "full":
+            entries = torch._foreach_mul(self.sensitivity, self.uncertainty)
+        return [
+            entries[i + 1][:, 0] + entries[i].mean(0) + entries[i + 2].mean(1)
+            for i in range(0, len(entries), 3)
+        ]
+
+    @torch.no_grad()
+    def prune(self, budget: int) -> None:
+        """Zero lambda wherever the score is at most the (b0 - budget)-th smallest.
+
+        Triplets tied at the threshold all go, as in the official code.
+        """
+        if self.initial == budget:
+            return
+        scores = self.scores()
+        together = torch.cat(scores)
+        threshold = together.kthvalue(self.initial - budget).values
+        for layer, score in zip(self.layers, scores, strict=True):
+            layer.E.masked_fill_((score <= threshold)[:, None], 0.0)
+        last = self.total_steps - self.method.final
+        if (self.step % self.every == 0 and self.step <= last) or self.step in (last - 1, last + 1):
+            self.history.add(self.step, budget, self.counts(), together, threshold)
+
+    def counts(self) -> Tensor:
+        """(N,) triplets of each layer that count now."""
+        alive = torch.cat([layer.E.detach()[:, 0] for layer in self.layers]) != 0
+        return self.owner.new_zeros(len(self.layers)).index_add(0, self.owner, alive.long())
+
+    def ranks(self) -> dict[str, int]:
+        """Layer name -> triplets that count now."""
+        return dict(zip(self.names, self.counts().tolist(), strict=True))
+
+    def table(self) -> pd.DataFrame:
+        """The history, one row per allocation and layer."""
+        return self.history.table()
+
+    def state(self) -> dict[str, Tensor]:
+        state = super().state() | {"budget": torch.tensor(self.budget)} | self.history.state()
+        for i, (s, u) in enumerate(zip(self.sensitivity, self.uncertainty, strict=True)):
+            state[f"sensitivity.{i}"], state[f"uncertainty.{i}"] = s, u
+        return state
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        super().load(state)
+        self.budget = int(state["budget"])
+        self.history.load(state)
+        for i, (s, u) in enumerate(zip(self.sensitivity, self.uncertainty, strict=True)):
+            s.copy_(state[f"sensitivity.{i}"])
+            u.copy_(state[f"uncertainty.{i}"])

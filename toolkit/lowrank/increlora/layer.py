@@ -1,0 +1,214 @@
+"""The components of one layer, those in reserve included, and how they grow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from toolkit.core.adapt.lowrank import LowRankLayer
+from toolkit.core.adapt.sites import Site, normal
+from toolkit.core.adapt.steps.growth import block_generator, draw_seed
+from toolkit.lowrank.increlora.score import increment_score, size
+
+
+class IncreLoRALayer(LowRankLayer):
+    """The components of one layer, in blocks: ``A0`` (r0, n), ``B0`` (m, r0), ``E0`` (r0, 1), ...
+
+    ``A1``, ``B1``, ... are the blocks that growth added, the last of them in reserve; ``E1``, ...
+    the lambdas it released. ``reserve`` (c, 1) holds the frozen lambdas, ``seed`` (1,) the source
+    of later draws.
+
+    Attributes: ``rank`` (components that count), ``limit`` (the largest rank growth may reach),
+    ``listening`` (whether a backward pass adds to ``score``), ``score`` (a scalar, or None when
+    nothing was scored since the last step).
+    """
+
+    def __init__(self, method: Any, site: Site, generator: torch.Generator | None):
+        super().__init__(method, site)
+        self.method, self.limit = method, min(site.rows, site.cols)
+        self.listening, self.score = False, None
+        self.width = self.released = self.counted = 0
+        A = normal((method.rank, site.cols), 0.02, site, generator)
+        self._add(A, normal((site.rows, method.rank), 0.02, site, generator), trains=True)
+        self._release(A.new_zeros(method.rank, 1))
+        self.register_buffer("reserve", A.new_zeros(0, 1))
+        self.register_buffer("seed", draw_seed(generator, site.device))
+        self._refill({})
+
+    @property
+    def rank(self) -> int:
+        return self.counted
+
+    @property
+    def scale(self) -> float:
+        return self.method.scale(self.counted)
+
+    def blocks(self) -> tuple[list[Tensor], list[Tensor]]:
+        """All B (m, w) and all A (w, n), the reserve's included."""
+        Bs = [getattr(self, f"B{i}") for i in range(self.width)]
+        return Bs, [getattr(self, f"A{i}") for i in range(self.width)]
+
+    def lambdas(self) -> Tensor:
+        """(r + c, 1) lambdas, the frozen ones last."""
+        return torch.cat([*(getattr(self, f"E{i}") for i in range(self.released)), self.reserve])
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """B (m, r + c) and diag(lambda) A (r + c, n)."""
+        Bs, As = self.blocks()
+        return torch.cat(Bs, 1), self.lambdas() * torch.cat(As)
+
+    # -- growth -----------------------------------------------------------------------------------
+
+    def _add(self, A: Tensor, B: Tensor, trains: bool) -> dict[str, Any]:
+        new = {f"A{self.width}": A, f"B{self.width}": B}
+        for key, value in new.items():
+            if trains:
+                new[key] = nn.Parameter(value)
+                self.register_parameter(key, new[key])
+            else:
+                self.register_buffer(key, value)
+        self.width += 1
+        return new if trains else {}
+
+    def _release(self, values: Tensor) -> dict[str, nn.Parameter]:
+        name, E = f"E{self.released}", nn.Parameter(values)
+        self.register_parameter(name, E)
+        self.released, self.counted = self.released + 1, self.counted + len(values)
+        return {name: E}
+
+    def _refill(self, draws: Mapping[str, Tensor]) -> dict[str, nn.Parameter]:
+        """Bring the reserve to its width again; returns the tensors that train from now on."""
+        site, method = self.site, self.method
+        wide = min(method.growth, self.limit - self.rank) - len(self.reserve)
+        if wide < 1:
+            return {}
+        shapes, source = {"A": (wide, site.cols), "B": (site.rows, wide)}, None
+        blocks = {}
+        for letter, shape in shapes.items():
+            if letter in draws:
+                block = draws[letter].clone()
+            else:
+                source = source or block_generator(self.seed, self.width)
+                block = normal(shape, 0.02, site, source)
+            if block.shape != shape:
+                raise ValueError(
+                    f"draws of layer {site.name!r}: {letter} has shape {tuple(block.shape)}, the "
+                    f"new block needs {shape}"
+                )
+            blocks[letter] = block.to(self.A0)  # the model may have moved since it was adapted
+        frozen = method.reserve if method.advance else 0.0
+        self.reserve = torch.cat([self.reserve, self.reserve.new_full((wide, 1), frozen)])
+        return self._add(blocks["A"], blocks["B"], method.advance)
+
+    @torch.no_grad()
+    def grow(
+        self, amount: int, draws: Mapping[str, Tensor] | None = None
+    ) -> dict[str, nn.Parameter]:
+        """Release the lambdas of ``amount`` reserves and append new ones.
+
+        Args:
+            amount: at most the width of the reserve.
+            draws: ``A`` (c, n) and ``B`` (m, c) of the new reserve, instead of its own draw.
+
+        Returns:
+            The tensors that train from now on.
+        """
+        born: dict[str, nn.Parameter] = {}
+        # without advance learning the vectors of the reserve begin to train only now
+        for key in [key for key in self._buffers if key[0] in "AB"]:
+            born[key] = nn.Parameter(self._buffers.pop(key))
+            self.register_parameter(key, born[key])
+        born |= self._release(self.reserve[:amount].clone())
+        self.reserve = self.reserve[amount:].clone()
+        return born | self._refill(draws or {})
+
+    def retire(self) -> None:
+        """The target is reached: reserves no longer act on the output."""
+        self.reserve = torch.zeros_like(self.reserve)
+
+    # -- the score --------------------------------------------------------------------------------
+
+    def forward(self, base: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if self.site.kind == "attention" and not (self.dropout and self.training):
+            return functional_call(base, self.merged(base), args, kwargs)
+        y = super().forward(base, *args, **kwargs)
+        if self._listens(y):
+            self._hear(y, args[0].detach(), base)
+        return y
+
+    def merged(self, base: nn.Module) -> dict[str, Tensor]:
+        values = super().merged(base)
+        (weight,) = values.values()
+        if self._listens(weight):
+            self._hear(weight, None, base)  # gradients of W and of its change are the same
+        return values
+
+    def _listens(self, y: Tensor) -> bool:
+        wanted = self.listening and self.training and y.requires_grad and torch.is_grad_enabled()
+        return wanted and not torch._C._are_functorch_transforms_active()
+
+    # Hooks write to this module, which a compiled graph cannot do: it breaks here instead.
+    @torch.compiler.disable
+    def _hear(self, y: Tensor, x: Tensor | None, base: nn.Module) -> None:
+        left, right = (t.detach() for t in self.factors())
+        left = self.scale * left
+
+        def hook(g: Tensor | None) -> None:
+            if g is not None:
+                summed = increment_score(base, self.site, left, right, x, g.detach())
+                now = summed / size(self.site, self.method.like)
+                self.score = now if self.score is None else self.score + now
+
+        y.register_hook(hook)
+
+    # -- life on disk and in copies ---------------------------------------------------------------
+
+    @torch.no_grad()
+    def compact(self) -> None:
+        """Keep one block of the components that count and drop the reserve; for after training."""
+        (Bs, As), r = self.blocks(), self.rank
+        block = torch.cat(As)[:r].clone(), torch.cat(Bs, 1)[:, :r].contiguous()
+        self._rebuild([block], [self.lambdas()[:r]], self.reserve[:0])
+
+    @torch.no_grad()
+    def resize(self, state: Mapping[str, Tensor]) -> None:
+        """Take on the blocks of saved tensors; what makes no sense is left to the loader."""
+        site, kept = self.site, state.get("reserve")
+        As, Bs, Es = (
+            [state[f"{letter}{i}"] for i in range(len(state)) if f"{letter}{i}" in state]
+            for letter in "ABE"
+        )
+        widths, ranks = [len(A) for A in As], [len(E) for E in Es]
+        fits = (
+            [A.shape for A in As] == [(w, site.cols) for w in widths]
+            and [B.shape for B in Bs] == [(site.rows, w) for w in widths]
+            and [E.shape for E in Es] == [(r, 1) for r in ranks]
+            and (kept is not None and kept.shape == (sum(widths) - sum(ranks), 1))
+        )
+        if fits and ranks:
+            blocks = [(A.to(self.A0), B.to(self.A0)) for A, B in zip(As, Bs, strict=True)]
+            self._rebuild(blocks, [E.to(self.A0) for E in Es], kept.to(self.A0))
+
+    def _rebuild(
+        self, blocks: list[tuple[Tensor, Tensor]], lambdas: list[Tensor], reserve: Tensor
+    ) -> None:
+        for key in [k for k in self._parameters | self._buffers if k[0] in "ABE"]:
+            delattr(self, key)
+        self.width = self.released = self.counted = 0
+        self.reserve = reserve.clone()
+        count, start = sum(len(E) for E in lambdas), 0
+        for i in range(max(len(blocks), len(lambdas))):
+            if i < len(blocks):
+                A, B = blocks[i]
+                self._add(A.clone(), B.clone(), self.method.advance or start < count)
+                start += len(A)
+            if i < len(lambdas):
+                self._release(lambdas[i].clone())
+
+    def __getstate__(self) -> dict[str, Any]:
+        # copies start without a controller, so nothing would read their scores
+        return self.__dict__ | {"listening": False, "score": None}
