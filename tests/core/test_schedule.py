@@ -112,6 +112,25 @@ def test_wrapped_optimizers_are_unwrapped():
     assert adapted.controller.step == 1
 
 
+def test_a_two_step_optimizer_is_refused_and_its_base_is_served():
+    class TwoSteps(torch.optim.Optimizer):  # as the SAM of several libraries
+        def __init__(self, base):
+            super().__init__(base.param_groups, {})
+            self.base_optimizer = base
+
+        def second_step(self):
+            self.base_optimizer.step()
+
+    adapted, optimizer = prepared()
+    outer = TwoSteps(optimizer)
+    with pytest.raises(TypeError, match=r"TwoSteps.*attach\(optimizer\.base_optimizer\)"):
+        adapted.attach(outer, total_steps=STEPS)
+    adapted.attach(outer.base_optimizer, total_steps=STEPS)
+    adapted(torch.randn(2, 6)).sum().backward()
+    outer.second_step()
+    assert adapted.controller.step == 1
+
+
 @pytest.mark.parametrize("stop", [1, 5, 8, 10])
 def test_going_on_after_a_break_changes_no_bit(stop, tmp_path):
     """Saved with resume=True in the warm-up, the shrinking and the final phase."""

@@ -52,13 +52,9 @@ class Cover:
         self.shift, self.used = (dA, dB), False
 
     def lay(self, base: nn.Module, parameter: str, make: Maker, keep: bool) -> None:
-        """Put a perturbed weight over the layer.
+        """Put the weight that ``make`` forms over the layer, the same each time; base stays.
 
-        Args:
-            base: the frozen layer; it is not touched.
-            parameter: name of its weight.
-            make: returns the perturbed weight, the same each time until the next step.
-            keep: hold the weight, or form it in each forward and again in each backward pass.
+        With ``keep`` it is held, without it formed in each forward and again in each backward pass.
         """
         if self.stand_in is None:
             # the same layer, hooks and bias included, but with a table of parameters of its own

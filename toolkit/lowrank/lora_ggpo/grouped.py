@@ -12,6 +12,7 @@ from toolkit.core.adapt.model import Adapted
 from toolkit.core.adapt.steps.controller import Controller
 from toolkit.core.adapt.steps.gradients import present, skipped
 from toolkit.core.adapt.steps.shapes import alike, groups
+from toolkit.lowrank.lora_ggpo.cover import Maker
 from toolkit.lowrank.lora_ggpo.noise import gradient_row_squares
 
 
@@ -62,6 +63,15 @@ class GroupedController(Controller):
         """Layer name -> its part of the groups' stacks."""
         pairs = zip(self.groups, stacks, strict=True)
         return {self.names[i]: x for g, s in pairs for i, x in zip(g, s.unbind(), strict=True)}
+
+    def weight_of(self, i: int) -> Tensor:
+        """The frozen weight of layer i, in its own layout."""
+        return self.bases[i]._parameters[self.layers[i].site.parameter]
+
+    def lay(self, i: int, make: Maker) -> None:
+        """Put what ``make`` forms over layer i."""
+        parameter = self.layers[i].site.parameter
+        self.layers[i].cover.lay(self.bases[i], parameter, make, self.method.keep_noise)
 
     def kept(self) -> dict[str, Tensor]:
         """The tensors of the state, by name."""

@@ -13,11 +13,7 @@ from torch import Tensor
 def product_row_squares(left: Tensor, right: Tensor) -> Tensor:
     r"""Squared norm of each row of a product, :math:`\|(LR)_{i,:}\|^2 = L_i (R R^\top) L_i^\top`.
 
-    Args:
-        left: L, (..., m, k). right: R, (..., k, n).
-
-    Returns:
-        (..., m), never negative.
+    L is (..., m, k), R (..., k, n), the result (..., m) and never negative.
     """
     return ((left @ (right @ right.mT)) * left).sum(-1).clamp_min(0)
 
@@ -32,8 +28,7 @@ def gradient_row_squares(A: Tensor, B: Tensor, gA: Tensor, gB: Tensor, s: float)
 
     Args:
         A, gA: right factor and its gradient, (..., r, n).
-        B, gB: left factor and its gradient, (..., m, r).
-        s: LoRA's scale.
+        B, gB: left factor and its gradient, (..., m, r). s: LoRA's scale.
     """
     left, right = torch.cat([gB, B], -1), torch.cat([A, gA], -2)
     return s * s * product_row_squares(left, right)
@@ -46,8 +41,7 @@ def weight_row_squares(base: Tensor, seen: Tensor, A: Tensor, B: Tensor, s: floa
         + s^2\,B_i (AA^\top) B_i^\top
 
     Args:
-        base: squared row norms of W0, (..., m).
-        seen: W0 A^T, (..., m, r).
+        base: squared row norms of W0, (..., m). seen: W0 A^T, (..., m, r).
         A, B: the factors. s: LoRA's scale.
     """
     cross = 2 * s * (seen * B).sum(-1)
@@ -65,9 +59,8 @@ def noise_std(
     sum of two scales, with the number of outputs m below.
 
     Args:
-        kind: one of the three.
+        kind: one of the three. inputs: n.
         weight, gradient: squared row norms, (..., m).
-        inputs: n.
         sigma, beta: see :class:`toolkit.lowrank.lora_ggpo.LoRAGGPO`.
     """
     if kind == "kohya":

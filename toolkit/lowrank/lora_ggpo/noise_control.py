@@ -72,8 +72,7 @@ class NoiseController(GroupedController):
 
     def _matrix(self, i: int) -> Tensor:
         """W0, (m, n)."""
-        site = self.layers[i].site
-        return site.to_matrix(self.bases[i]._parameters[site.parameter].detach())
+        return self.layers[i].site.to_matrix(self.weight_of(i).detach())
 
     def _rows(self, i: int) -> Tensor:
         dtype = self.layers[i].site.dtype
@@ -115,22 +114,19 @@ class NoiseController(GroupedController):
                 m.variant, self.weight[k], self.gradient[k], inputs, m.sigma, m.beta
             )
             for i, std in zip(group, self.std[k].unbind(), strict=True):
-                make = functools.partial(self._perturbed, i, std, self.step, self.seeds[i])
-                parameter = self.layers[i].site.parameter
-                self.layers[i].cover.lay(self.bases[i], parameter, make, m.keep_noise)
+                self.lay(i, functools.partial(self._perturbed, i, std, self.step, self.seeds[i]))
 
     @torch.no_grad()
     def _perturbed(
         self, i: int, std: Tensor, step: int, seed: int, out: Tensor | None = None
     ) -> Tensor:
         """W0 + noise in the layer's own layout, the same each time; ``std`` (m,)."""
-        site, weight = self.layers[i].site, self.bases[i]._parameters[self.layers[i].site.parameter]
+        site, weight = self.layers[i].site, self.weight_of(i)
         first = site.kind not in ("hf_conv1d", "embedding")  # whether rows are the first axis
         wide = std.view(-1, *[1] * (weight.dim() - 1)) if first else std
         half = weight.dtype != site.dtype
-        z = None if half else out
-        if z is None:
-            z = torch.empty(site.shape, dtype=site.dtype, device=weight.device)
+        empty = functools.partial(torch.empty, site.shape, dtype=site.dtype, device=weight.device)
+        z = empty() if half or out is None else out
         if self.draw is None:
             z.normal_(generator=torch.Generator(weight.device).manual_seed(seed))
         else:

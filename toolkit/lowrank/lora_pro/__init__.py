@@ -45,20 +45,15 @@ class LoRAPro(LoRA):
     ``mode="efficient"`` adjusts the gradients and leaves the rest to any optimizer. Memory: that
     of LoRA. Clip gradients of all tensors together, never of one factor alone.
 
-    Training::
+    In full mode, parameters named by ``train`` get plain Adam with the same betas, at the learning
+    rate of their SGD group. To use another optimizer for them, which takes them out of the SGD::
 
         optimizer = torch.optim.SGD(adapted.parameters(), lr=1e-3)
-        adapted.attach(optimizer)
-
-    In full mode, parameters named by ``train`` get plain Adam with the same betas, at the learning
-    rate of their SGD group. To use another optimizer for them::
-
         head = torch.optim.AdamW(model.head.parameters(), lr=1e-3)
         adapted.attach(optimizer, beside=head)    # then call optimizer.step() and head.step()
 
-    which takes them out of the SGD. What the SGD holds besides is left to it.
-
-    During the step ``p.grad`` holds the adjusted pair, before and after it the raw gradients.
+    What the SGD holds besides is left to it. During the step ``p.grad`` holds the adjusted pair,
+    before and after it the raw gradients.
 
     Args:
         rank: rank r of the difference. Source: official Llama-2-7B scripts.

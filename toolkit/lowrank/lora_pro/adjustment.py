@@ -70,12 +70,9 @@ class Adjustment(Controller):
     def moved(
         self, k: int, at: Sequence[int], frame: Frame, gA: Tensor, gB: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """What layers ``at`` of group k are moved by, (k', r, n) and (k', m, r).
+        """What the layers ``at`` of group k are moved by, from their frame and raw gradients.
 
-        Args:
-            k: the group. at: numbers of its layers that have gradients, k' of them.
-            frame: of their factors.
-            gA: (k', r, n). gB: (k', m, r). Raw gradients.
+        ``gA`` and the first result are (len(at), r, n), ``gB`` and the second (len(at), m, r).
         """
         return frame.pair(gA, gB, self.layers[at[0]].scale, self.method.X)
 

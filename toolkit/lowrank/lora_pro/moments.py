@@ -14,15 +14,14 @@ from toolkit.lowrank.lora_pro.projection import Frame, equivalent_gradient, wide
 
 
 class Moments:
-    """Adam's two averages for a stack of L tensors of one shape, and each one's count of steps.
+    """Adam's two averages for a stack of L tensors, and each one's count of steps.
 
     Args:
         like: tells dtype and device; half precisions get averages in float32.
-        shape: of one tensor.
-        count: L.
+        count: L. shape: of one tensor.
     """
 
-    def __init__(self, like: Tensor, shape: tuple[int, ...], count: int):
+    def __init__(self, like: Tensor, count: int, *shape: int):
         dtype = torch.promote_types(like.dtype, torch.float32)
         self.first = torch.zeros(count, *shape, dtype=dtype, device=like.device)
         self.second = torch.zeros_like(self.first)
@@ -42,7 +41,7 @@ class Moments:
             method: betas, eps, and whether like paper or code.
 
         Returns:
-            The quotient (L', ...) and c (L',) in float64, so that c can go where it costs less.
+            The quotient (L', ...) and c (L',), which can then go where it costs less.
         """
         whole = len(active) == len(self.steps)
         first, second = (m if whole else m[active] for m in (self.first, self.second))
@@ -54,15 +53,11 @@ class Moments:
             self.steps[i] += 1
         times = [self.steps[i] + (method.like == "code") for i in active]
         b1, b2 = ([1 - beta**t for t in times] for beta in (method.beta1, method.beta2))
-        small = [method.eps * b**0.5 for b in b2]
-        ratio = [b**0.5 / a for a, b in zip(b1, b2, strict=True)]
+        small = g.new_tensor([method.eps * b**0.5 for b in b2])
+        c = [b**0.5 / a for a, b in zip(b1, b2, strict=True)]
         torch.sqrt(second, out=g)
-        if len(set(small)) == 1:
-            g.add_(small[0])
-        else:
-            g.add_(g.new_tensor(small).view(-1, *[1] * (g.ndim - 1)))
-        torch.div(first, g, out=g)
-        return g, torch.tensor(ratio, dtype=widest(g.device), device=g.device)
+        torch.div(first, g.add_(small.view(-1, *[1] * (g.ndim - 1))), out=g)
+        return g, torch.tensor(c, dtype=widest(g.device), device=g.device)
 
     def state(self, name: str) -> dict[str, Tensor]:
         steps = torch.tensor(self.steps)
@@ -105,11 +100,9 @@ class AdamAdjustment(Adjustment):
         self._refuse_split_pairs()
         self._elsewhere = set() if beside is None else self._held_by(beside, extra)
         self.extra = {name: p for name, p in extra.items() if id(p) not in self._elsewhere}
-        self.moments = [
-            Moments(self.A[g[0]], (len(self.B[g[0]]), self.A[g[0]].shape[1]), len(g))
-            for g in self.groups
-        ]
-        self.own = {name: Moments(p, tuple(p.shape), 1) for name, p in self.extra.items()}
+        firsts = [(self.A[g[0]], len(g), len(self.B[g[0]])) for g in self.groups]
+        self.moments = [Moments(A, count, m, A.shape[1]) for A, count, m in firsts]
+        self.own = {name: Moments(p, 1, *p.shape) for name, p in self.extra.items()}
         self._place = {i: place for group in self.groups for place, i in enumerate(group)}
 
     def named(self) -> dict[str, nn.Parameter]:
@@ -170,12 +163,12 @@ class AdamAdjustment(Adjustment):
 
     def _held_by(self, beside: Any, extra: Mapping[str, nn.Parameter]) -> set[int]:
         held = {id(p) for g in unwrap(beside).param_groups for p in g["params"]}
-        factors = [name for name, p in super().named().items() if id(p) in held]
-        if factors:
-            raise ValueError(
-                f"beside holds {factors[0]!r}, which LoRA-Pro moves itself; give it only "
-                "parameters named by train"
-            )
+        for name, p in super().named().items():
+            if id(p) in held:
+                raise ValueError(
+                    f"beside holds {name!r}, which LoRA-Pro moves itself; give it only parameters "
+                    "named by train"
+                )
         elsewhere = held & {id(p) for p in extra.values()}
         if not elsewhere:
             raise ValueError(

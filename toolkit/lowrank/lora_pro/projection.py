@@ -20,36 +20,32 @@ def widest(device: torch.device) -> torch.dtype:
 
 
 def equivalent_gradient(gA: Tensor, gB: Tensor, A: Tensor, B: Tensor, s: float) -> Tensor:
-    r"""The change of the merged weight that small changes of A and B make, to first order.
+    r"""The change (m, n) of the merged weight that small changes of A and B make, to first order.
 
     .. math:: \tilde g = s\,B\,g^A + s\,g^B A
 
     Args:
-        gA: (r, n) change of A, up to the factor minus learning rate.
-        gB: (m, r) change of B.
-        A: (r, n). B: (m, r). s: scale of BA in the weight.
-
-    Returns:
-        (m, n). One product with inner size 2 r, because two would write the matrix twice.
+        gA, gB: (r, n) and (m, r), changes of A and B up to the factor minus learning rate.
+        A, B: (r, n) and (m, r). s: scale of BA in the weight.
 
     Source: paper; the official ``equiv_grad``.
     """
+    # one product with inner size 2 r, because two would write the matrix twice
     return torch.cat([B, gB], -1) @ (s * torch.cat([gA, A], -2))
 
 
 def solve_sylvester(P: Tensor, Q: Tensor, C: Tensor) -> Tensor:
-    r"""The X with :math:`PX + XQ = C` for symmetric positive semi-definite P and Q.
+    r"""The X (r, k) with :math:`PX + XQ = C` for symmetric positive semi-definite P and Q.
 
     With :math:`P = U\,\mathrm{diag}(p)\,U^\top` and :math:`Q = V\,\mathrm{diag}(q)\,V^\top`:
 
     .. math:: X = U \Big[ \frac{(U^\top C V)_{ij}}{p_i + q_j} \Big] V^\top
 
-    Args:
-        P: (r, r). Q: (k, k). C: (r, k).
+    Unique when all :math:`p_i + q_j > 0`. Where a sum vanishes the component is 0, which is the
+    solution of least norm if there is one.
 
-    Returns:
-        (r, k). Unique when all :math:`p_i + q_j > 0`. Where a sum vanishes the component is 0,
-        which is the solution of least norm if there is one.
+    Args:
+        P, Q, C: (r, r), (k, k) and (r, k).
     """
     (p, U), (q, V) = torch.linalg.eigh(P), torch.linalg.eigh(Q)
     return _sylvester(p, U, q, V, C)
@@ -58,8 +54,7 @@ def solve_sylvester(P: Tensor, Q: Tensor, C: Tensor) -> Tensor:
 def _sylvester(p: Tensor, U: Tensor, q: Tensor, V: Tensor, C: Tensor) -> Tensor:
     sums = p[..., :, None] + q[..., None, :]
     least = RANK_TOLERANCE * sums.amax((-2, -1), keepdim=True)
-    solved = torch.where(sums > least, (U.mT @ C @ V) / sums, 0.0)
-    return U @ solved @ V.mT
+    return U @ torch.where(sums > least, (U.mT @ C @ V) / sums, 0.0) @ V.mT
 
 
 class Frame:
@@ -73,13 +68,11 @@ class Frame:
         """From A (r, n) and B (m, r); errors as in :func:`adjusted`."""
         if not damping >= 0:
             raise ValueError(f"damping={damping!r} must be 0 or a small positive number")
-        wide = widest(A.device)
-        self.A, self.B = A, B = A.to(wide), B.to(wide)
+        self.A, self.B = A, B = A.to(widest(A.device)), B.to(widest(A.device))
         values, vectors = torch.linalg.eigh(torch.stack([B.mT @ B, A @ A.mT]))
-        self.p, self.q = values.clamp_min(0)  # rounding can leave -1e-17
-        self.U, self.V = vectors
-        self.BB = (self.U * _reciprocal(self.p, damping, "B")[..., None, :]) @ self.U.mT
-        self.AA = (self.V * _reciprocal(self.q, damping, "A")[..., None, :]) @ self.V.mT
+        (self.p, self.q), (self.U, self.V) = values.clamp_min(0), vectors  # -1e-17 is rounding
+        self.BB = (self.U * _reciprocal(self.p, damping, "columns of B")) @ self.U.mT
+        self.AA = (self.V * _reciprocal(self.q, damping, "rows of A")) @ self.V.mT
 
     def pair(
         self, gA_l: Tensor, gB_l: Tensor, s: float, X: str | Tensor = "sylvester"
@@ -103,14 +96,9 @@ class Frame:
 
 
 def adjusted(
-    gA_l: Tensor,
-    gB_l: Tensor,
-    A: Tensor,
-    B: Tensor,
-    s: float,
-    X: str | Tensor = "sylvester",
-    damping: float = 1e-8,
-) -> tuple[Tensor, Tensor]:
+    gA_l: Tensor, gB_l: Tensor, A: Tensor, B: Tensor, s: float,
+    X: str | Tensor = "sylvester", damping: float = 1e-8,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     r"""The changes of A and B whose joint effect on the weight is nearest to the full gradient.
 
     They minimise :math:`\|\tilde g - g\|_F` (see :func:`equivalent_gradient`), where g (m, n) is
@@ -124,7 +112,7 @@ def adjusted(
     Args:
         gA_l: (r, n) LoRA's gradient of A, :math:`sB^\top g`.
         gB_l: (m, r) LoRA's gradient of B, :math:`s\,gA^\top`.
-        A: (r, n). B: (m, r). s: scale of BA in the weight.
+        A, B: (r, n) and (m, r). s: scale of BA in the weight.
         X: "sylvester" stays nearest to LoRA's own gradients: :math:`B^\top B X + X AA^\top =
             -\tfrac1{s^2}(B^\top B)^{-1}g^A_lA^\top`. "zero". "symmetric" shares evenly:
             :math:`-\tfrac1{2s^2}(B^\top B)^{-1}B^\top g^B_l(AA^\top)^{-1}`. Or an (r, r) tensor.
@@ -145,15 +133,14 @@ def adjusted(
     return gA.to(gA_l.dtype), gB.to(gB_l.dtype)
 
 
-def _reciprocal(values: Tensor, damping: float, name: str) -> Tensor:
-    """1 / (eigenvalues (r,) + damping); 0 for a factor that is 0, if nothing damps it."""
+def _reciprocal(values: Tensor, damping: float, what: str) -> Tensor:
+    """1 / (eigenvalues + damping), (1, r); 0 for a factor that is 0, if nothing damps it."""
     if damping > 0:
-        return 1 / (values + damping)
+        return (1 / (values + damping))[..., None, :]
     largest = values.amax(-1, keepdim=True)
     if bool(((values <= RANK_TOLERANCE * largest) & (largest > 0)).any()):
-        what = "columns" if name == "B" else "rows"
         raise ValueError(
-            f"the {what} of {name} are linearly dependent, so its Gram matrix has no inverse; use "
+            f"the {what} are linearly dependent, so its Gram matrix has no inverse; use "
             "damping=1e-8, or a lower rank"
         )
-    return torch.where(largest > 0, 1 / values, 0.0)
+    return torch.where(largest > 0, 1 / values, 0.0)[..., None, :]

@@ -22,6 +22,12 @@ def unwrap(optimizer: Any) -> torch.optim.Optimizer:
         raise TypeError(
             f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}"
         )
+    base = getattr(inner, "base_optimizer", None)
+    if isinstance(base, torch.optim.Optimizer):
+        raise TypeError(
+            f"{type(inner).__name__} moves the tensors through its base_optimizer, and hooks on the "
+            "outer one may never be called; call attach(optimizer.base_optimizer)"
+        )
     return inner
 
 
