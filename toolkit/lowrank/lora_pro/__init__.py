@@ -102,6 +102,11 @@ class LoRAPro(LoRA):
     # the contract tests drive every method with AdamW, which full mode must refuse
     tiny: ClassVar[dict[str, Any]] = {"mode": "efficient"}
 
+    @property
+    def exclusive(self) -> bool:
+        """Whether no other method may share the optimizer: full mode takes over what it does."""
+        return self.mode == "full"
+
     def controller(
         self,
         adapted: Adapted,
