@@ -698,6 +698,7 @@ def test_the_state_of_other_layers_is_refused():
     adapted, step = attached()
     step()
     adapted.controller.remove()
-    adapted.resume, adapted.controller = {"step": torch.tensor(3)}, None
+    adapted.schedule(adapted.method).waiting = {"step": torch.tensor(3)}
+    adapted.controller = None
     with pytest.raises(ValueError, match=r"does not fit AdaLoRA.*missing"):
         adapted.attach(torch.optim.SGD(adapted.parameters()), total_steps=20)

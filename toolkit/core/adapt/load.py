@@ -113,7 +113,7 @@ def load_peft(model: nn.Module, folder: Any) -> Adapted:
     folder = Path(folder)
     config, tensors = _read_peft(folder)
     kind = config.get("peft_type")
-    method_class = _method_of(folder, kind)
+    method_class: Any = _method_of(folder, kind)
     names = method_class.peft
     _refuse_options(folder, config)
     method = method_class(

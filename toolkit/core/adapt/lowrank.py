@@ -181,7 +181,7 @@ class LowRankMethod(Declared):
     @property
     def start(self) -> int:
         """Rank of a layer at the start."""
-        return self.rank
+        return self.rank  # type: ignore[attr-defined]
 
     def build(self, site: Site, generator: torch.Generator | None = None) -> LowRankLayer:
         """:meth:`layer`, with a warning for a rank above what the matrix can have."""
@@ -190,7 +190,8 @@ class LowRankMethod(Declared):
 
     def count(self, site: Site) -> int:
         """r (m + n) numbers for a layer of shape (m, n)."""
-        return self.rank * (site.rows + site.cols)
+        rank = self.rank  # type: ignore[attr-defined]
+        return rank * (site.rows + site.cols)
 
 
 class LowRankLayer(nn.Module):

@@ -6,7 +6,7 @@ import copy
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +37,7 @@ class Method(Protocol):
     given a :class:`Share` of the model. ``scores``: see :mod:`toolkit.core.adapt.scores`.
     """
 
-    info: Info
+    info: ClassVar[Info]
 
     def build(self, site: Site, generator: torch.Generator | None) -> nn.Module: ...
 
@@ -384,7 +384,7 @@ class Adapted:
             elif key == "methods":
                 new.methods = value  # frozen; sites refer to these very objects
             else:
-                empty = {"controller": None, "_alarms": []}
+                empty: dict[str, Any] = {"controller": None, "_alarms": []}
                 setattr(new, key, empty[key] if key in empty else copy.deepcopy(value, memo))
         methods = {id(p): p.method for p in self.sites.values()}
         for name, placed in self.sites.items():

@@ -167,11 +167,11 @@ def _refuse(model: nn.Module, chosen: Mapping[str, tuple[Any, nn.Module]]) -> No
         if isinstance(module, AdaptedLayer)
         for child in module.modules()
     }
-    for name, (_, layer) in chosen.items():
+    for _, layer in chosen.values():
         if id(layer) in busy:
             raise RuntimeError(
-                f"site {name!r} already carries a method (at {busy[id(layer)]!r}); merge() or "
-                "unload() it first, or leave the site out of targets"
+                f"the model already carries a method (at {busy[id(layer)]!r}); merge() or unload() "
+                "it first"
             )
     for name, (one, _) in chosen.items():
         parent = model.get_submodule(name.rpartition(".")[0])
@@ -199,8 +199,7 @@ def _refuse_carried(model: nn.Module, pattern: Targets, method: Any) -> None:
     for name, module in model.named_modules():
         if isinstance(module, AdaptedLayer) and chosen(name, module.base):
             raise RuntimeError(
-                f"site {name!r} already carries a method; merge() or unload() it first, or leave "
-                "the site out of targets"
+                f"the model already carries a method (at {name!r}); merge() or unload() it first"
             )
 
 

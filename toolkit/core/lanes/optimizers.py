@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 
 BETA2, EPS = 0.999, 1e-8
-Setting = float | Tensor
+Setting: TypeAlias = "float | Tensor"
 """A number that all lanes share, or one per lane (M,)."""
 
 
@@ -154,4 +155,4 @@ def _add(to: Tensor, what: Tensor, times: Setting) -> None:
 
 def _in_order(tensors: list[Tensor]) -> list[Tensor]:
     """Views whose axes follow memory: the fused optimiser would copy any others."""
-    return [t.permute(sorted(range(t.dim()), key=lambda d, t=t: -t.stride(d))) for t in tensors]
+    return [t.permute(sorted(range(t.dim()), key=t.stride, reverse=True)) for t in tensors]

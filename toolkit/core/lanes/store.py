@@ -81,6 +81,6 @@ class Store:
         return self.folder / f"lanes-{digest.hexdigest()[:24]}.safetensors"
 
 
-def _add(digest: hashlib._Hash, name: str, tensor: Tensor) -> None:
+def _add(digest: hashlib.blake2b, name: str, tensor: Tensor) -> None:
     digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
     digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())

@@ -27,6 +27,9 @@ class IncreLoRALayer(LowRankLayer):
     nothing was scored since the last step).
     """
 
+    reserve: Tensor
+    seed: Tensor
+
     def __init__(self, method: Any, site: Site, generator: torch.Generator | None):
         super().__init__(method, site)
         self.method, self.limit = method, min(site.rows, site.cols)
@@ -44,7 +47,7 @@ class IncreLoRALayer(LowRankLayer):
         return self.counted
 
     @property
-    def scale(self) -> float:
+    def scale(self) -> float:  # type: ignore[override]
         return self.method.scale(self.counted)
 
     def blocks(self) -> tuple[list[Tensor], list[Tensor]]:
@@ -196,6 +199,7 @@ class IncreLoRALayer(LowRankLayer):
     def _rebuild(
         self, blocks: list[tuple[Tensor, Tensor]], lambdas: list[Tensor], reserve: Tensor
     ) -> None:
+        old = dict(self._parameters)
         for key in [k for k in self._parameters | self._buffers if k[0] in "ABE"]:
             delattr(self, key)
         self.width = self.released = self.counted = 0
@@ -208,6 +212,10 @@ class IncreLoRALayer(LowRankLayer):
                 start += len(A)
             if i < len(lambdas):
                 self._release(lambdas[i].clone())
+        for key, tensor in self._parameters.items():  # an optimizer may hold those that stay
+            if key in old and old[key].shape == tensor.shape:
+                old[key].data.copy_(tensor.data)
+                self._parameters[key] = old[key]
 
     def __getstate__(self) -> dict[str, Any]:
         # copies start without a controller, so nothing would read their scores

@@ -53,9 +53,11 @@ class GroupedController(Controller):
 
     def row_squares(self, of: Mapping[str, Tensor]) -> list[Tensor]:
         """Squared row norms of s (dB A + B dA), (k, m) per group; ``of`` holds dA and dB."""
-        both = [(*self.stacks(g, self.factors), *self.stacks(g, of)) for g in self.groups]
-        scales = [self.layers[g[0]].scale for g in self.groups]
-        return [gradient_row_squares(*four, s) for four, s in zip(both, scales, strict=True)]
+        found = []
+        for g in self.groups:
+            (A, B), (dA, dB) = self.stacks(g, self.factors), self.stacks(g, of)
+            found.append(gradient_row_squares(A, B, dA, dB, self.layers[g[0]].scale))
+        return found
 
     def by_layer(self, stacks: Sequence[Tensor]) -> dict[str, Tensor]:
         """Layer name -> its part of the groups' stacks."""

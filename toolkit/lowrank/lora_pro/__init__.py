@@ -104,7 +104,7 @@ class LoRAPro(LoRA):
 
     @property
     def exclusive(self) -> bool:
-        """Whether no other method may share the optimizer: full mode takes over what it does."""
+        """Whether no other method may share the optimizer: full mode runs Adam itself."""
         return self.mode == "full"
 
     def controller(

@@ -47,7 +47,8 @@ def solve_sylvester(P: Tensor, Q: Tensor, C: Tensor) -> Tensor:
     Args:
         P, Q, C: (r, r), (k, k) and (r, k).
     """
-    return _sylvester(*torch.linalg.eigh(P), *torch.linalg.eigh(Q), C)
+    (p, U), (q, V) = torch.linalg.eigh(P), torch.linalg.eigh(Q)
+    return _sylvester(p, U, q, V, C)
 
 
 def _sylvester(p: Tensor, U: Tensor, q: Tensor, V: Tensor, C: Tensor) -> Tensor:

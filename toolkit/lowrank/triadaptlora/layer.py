@@ -73,7 +73,7 @@ class TriAdaptLoRALayer(LowRankLayer):
         return sum(self.widths)
 
     @property
-    def scale(self) -> float:
+    def scale(self) -> float:  # type: ignore[override]
         """s, the factor of B C A."""
         m = self.method
         if m.rescale == "constant":
@@ -165,7 +165,7 @@ class TriAdaptLoRALayer(LowRankLayer):
     @torch.no_grad()
     def resize(self, state: Mapping[str, Tensor]) -> None:
         """Take on the blocks of saved tensors, which are more after growth."""
-        widths = []
+        widths: list[int] = []
         while (saved := state.get(f"A{len(widths)}")) is not None and saved.dim():
             widths.append(len(saved))
         if not widths or widths == self.widths:
