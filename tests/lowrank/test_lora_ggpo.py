@@ -820,6 +820,8 @@ def test_contracts_hold_under_noise_that_shows(method, room):
         "works_with_function_transforms",
         "frozen_stays",
         "deepcopy_is_independent",
+        "save_load_round_trip",
+        "counted_as_formula",
     ):
         contracts.check(name, Case(method, room))
 
