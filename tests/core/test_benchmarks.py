@@ -14,7 +14,7 @@ import benchmarks.__main__ as command
 from benchmarks import adapters
 from benchmarks.rows import each, log
 from benchmarks.timing import alternate, compare, emit
-from toolkit import LoRA, LoRAGGPO
+from toolkit import LoRA, LoRAGGPO, LoRAMGPO
 
 CPU = torch.device("cpu")
 
@@ -128,10 +128,10 @@ def network():
     return adapters.WithLoss(Encoder(), 16), batch
 
 
-@pytest.mark.parametrize("variant", ["mgpo", "mgpo_code"])
-def test_a_method_that_moves_by_the_inverse_gradient_trains_on_the_stand_in(variant):
+@pytest.mark.parametrize("like", ["paper", "code"])
+def test_a_method_that_moves_by_the_inverse_gradient_trains_on_the_stand_in(like):
     base, batch = network()
-    arm = adapters.ours(base, LoRAGGPO(rank=4, variant=variant), batch)
+    arm = adapters.ours(base, LoRAMGPO(rank=4, like=like), batch)
     for _ in range(60):
         arm.step()
         norms = [p.grad.norm() for p in arm.model.parameters() if p.grad is not None]
