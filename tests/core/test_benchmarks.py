@@ -14,7 +14,7 @@ import benchmarks.__main__ as command
 from benchmarks import adapters
 from benchmarks.rows import each, log
 from benchmarks.timing import alternate, compare, emit
-from toolkit import LoRA, LoRAMGPO
+from toolkit import LoRA, LoRAGGPO, LoRAMGPO
 
 CPU = torch.device("cpu")
 
@@ -150,7 +150,7 @@ def test_one_method_that_fails_keeps_the_rows_of_the_others(monkeypatch, capsys)
     monkeypatch.setattr(adapters, "catalogue", lambda: [
         SimpleNamespace(part="lowrank", slug="lora", method=LoRA),
         SimpleNamespace(part="lowrank", slug="broken", method=Broken),
-        SimpleNamespace(part="lowrank", slug="ggpo", method=LoRAMGPO),
+        SimpleNamespace(part="lowrank", slug="ggpo", method=LoRAGGPO),
     ])  # fmt: skip
     monkeypatch.setattr(adapters, "SPECIAL", {"diverging/late": LoRA(rank=8)})
     real = adapters.ours

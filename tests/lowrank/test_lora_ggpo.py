@@ -53,13 +53,6 @@ def made(variant: str, **settings):
     return LoRAMGPO(rank=3, alpha=6.0, like=variant, **settings)
 
 
-# A file names its method by the slug alone, which LoRA-MGPO shares with LoRA-GGPO.
-IN_FILES = [
-    *NOISES,
-    *(pytest.param(v, marks=pytest.mark.xfail(reason="files hold no class name")) for v in MOVES),
-]
-
-
 def lengths(variant: str, rho: float) -> dict[str, float]:
     """Settings of :func:`made`: the moves have a length, noise has none."""
     return {} if variant in NOISES else {"rho": rho}
@@ -132,7 +125,7 @@ def test_before_attach_there_is_no_noise():
     assert torch.equal(adapted(X), plain(X))
 
 
-@pytest.mark.parametrize("variant", IN_FILES)
+@pytest.mark.parametrize("variant", [*NOISES, *MOVES])
 def test_no_perturbation_in_eval_without_gradients_in_merges_files_or_copies(variant, tmp_path):
     method = made(variant, **lengths(variant, 3.0))
     adapted, optimizer = start(method)
@@ -636,6 +629,22 @@ def test_a_draw_of_the_wrong_shape_is_refused():
         start(METHOD, draw=lambda step, name, shape: torch.zeros(shape[::-1]))
 
 
+def test_noise_and_moves_act_side_by_side_on_one_model():
+    model = network()
+    both = {"0": made("ggpo"), "2": made("paper", rho=2.0), "4": made("code", rho=2.0)}
+    adapted = adapt(model, both, generator=generator(1))
+    optimizer = torch.optim.Adam(adapted.parameters(), lr=0.02)
+    adapted.attach(optimizer)
+    train(adapted, optimizer, 2)
+    shift, lies = adapted.adapters["2"].cover.shift, adapted.adapters["4"].cover.lies
+    assert all(t.abs().max() > 0 for t in shift)
+    assert lies
+    assert noise_of(adapted, "0").abs().max() > 0
+    with torch.no_grad():
+        plain = adapted(X)
+    assert not torch.allclose(adapted(X), plain, atol=1e-4)
+
+
 @pytest.mark.parametrize("variant", MOVES)
 def test_moves_take_no_options_for_noise(variant):
     with pytest.raises(TypeError, match="generator"):
@@ -646,7 +655,7 @@ def test_moves_take_no_options_for_noise(variant):
 
 
 @pytest.mark.parametrize("keep", [True, False])
-@pytest.mark.parametrize("variant", IN_FILES)
+@pytest.mark.parametrize("variant", [*NOISES, *MOVES])
 @pytest.mark.parametrize("early", [True, False])
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(variant, keep, early, tmp_path):
     more = {"refresh": 2} if variant in NOISES else {"rho": 0.5}
@@ -811,6 +820,8 @@ def test_contracts_hold_under_noise_that_shows(method, room):
         "works_with_function_transforms",
         "frozen_stays",
         "deepcopy_is_independent",
+        "save_load_round_trip",
+        "counted_as_formula",
     ):
         contracts.check(name, Case(method, room))
 

@@ -16,9 +16,10 @@ from torch.nn import functional as F
 import toolkit
 from tests.contracts.contracts import CONTRACTS, check
 from tests.contracts.rooms import ROOMS, TOTAL_STEPS, Case
-from toolkit import adapt
+from toolkit import LoRAGGPO, adapt
 from toolkit.lowrank.lora import LoRA
 from toolkit.lowrank.lora_pro import LoRAPro
+from toolkit.lowrank.lora_pro.moments import AdamAdjustment
 from toolkit.lowrank.lora_pro.projection import adjusted, equivalent_gradient, solve_sylvester
 
 M, N, R, S = 7, 6, 3, 1.7
@@ -671,6 +672,19 @@ def test_full_mode_takes_plain_sgd_only(build, error, words):
     assert adapted.controller is None
     assert not optimizer._optimizer_step_pre_hooks
     adapted.attach(torch.optim.SGD(adapted.parameters(), lr=1e-2))
+
+
+def test_full_mode_shares_its_optimizer_with_no_other_method():
+    for method, error in ((FULL, ValueError), (EFFICIENT, None)):
+        both = {"0": method, "2": LoRAGGPO(rank=2)}
+        adapted = adapt(network(), both, generator=generator(1))
+        optimizer = torch.optim.SGD(adapted.parameters(), lr=0.01)
+        if error is None:
+            adapted.attach(optimizer)
+        else:
+            with pytest.raises(error, match=r"LoRA-Pro takes over.*another of its modes"):
+                adapted.attach(optimizer)
+    assert AdamAdjustment.exclusive
 
 
 def test_momentum_that_a_scheduler_switches_on_later_is_refused():

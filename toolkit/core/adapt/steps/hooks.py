@@ -25,8 +25,8 @@ def unwrap(optimizer: Any) -> torch.optim.Optimizer:
     base = getattr(inner, "base_optimizer", None)
     if isinstance(base, torch.optim.Optimizer):
         raise TypeError(
-            f"{type(inner).__name__} moves the tensors through its base_optimizer, and hooks on "
-            "the outer one may never be called; call attach(optimizer.base_optimizer)"
+            f"{type(inner).__name__} moves the tensors through its base_optimizer; hooks on the "
+            "outer one may never be called; call attach(optimizer.base_optimizer)"
         )
     return inner
 
