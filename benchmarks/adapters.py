@@ -61,12 +61,12 @@ class Arm:
         return tensor_bytes(self.model, self.optimizer, self.state() if self.state else [])
 
 
-def ours(base: nn.Module, method: Any, batch: dict[str, Tensor]) -> Arm:
+def ours(base: nn.Module, method: Any, batch: dict[str, Tensor], **options: Any) -> Arm:
     model = copy.deepcopy(base)
     adapted = adapt(model, method, is_target)
     own = isinstance(method, LoRAPro) and method.mode == "full"  # Adam is inside the method
     optimizer = (torch.optim.SGD if own else torch.optim.AdamW)(adapted.parameters(), lr=1e-4)
-    adapted.attach(optimizer, total_steps=LAST)
+    adapted.attach(optimizer, total_steps=LAST, **options)
     covers = [getattr(adapter, "cover", None) for adapter in adapted.adapters.values()]
 
     def state() -> list:
@@ -125,6 +125,7 @@ SPECIAL = {
     "adalora/allocating": AdaLoRA(rank=RANK, target_rank=RANK // 2, warmup=1, final=10),
     "increlora": IncreLoRA(rank=RANK - 1, target_rank=RANK - 1),
     "increlora/scoring": IncreLoRA(rank=RANK - 1, target_rank=RANK, interval=100_000),
+    "increlora/scoring-bfloat16": IncreLoRA(rank=RANK - 1, target_rank=RANK, interval=100_000),
     "increlora/growing": IncreLoRA(
         rank=RANK - 1, target_rank=2 * RANK, interval=1, warmup=0, top=1
     ),
@@ -132,6 +133,7 @@ SPECIAL = {
     "lora_pro/efficient": LoRAPro(rank=RANK, mode="efficient"),
     "lora_ggpo/mgpo": LoRAGGPO(rank=RANK, variant="mgpo"),
 }
+OPTIONS = {"increlora/scoring-bfloat16": {"score_dtype": torch.bfloat16}}
 METHODS = {
     "lora": LoRA(rank=RANK),
     "adalora": AdaLoRA(rank=RANK, target_rank=RANK // 2, warmup=1, final=10),
@@ -178,7 +180,7 @@ def against_lora(base: nn.Module, batch: dict, where: str, rounds: int, facts: d
     part = [e for e in catalogue() if e.part == "lowrank"]
     methods = {e.slug: at_equal_rank(e.method) for e in part} | SPECIAL
     others = [name for name in methods if name != "lora"]
-    arms = {name: ours(base, method, batch) for name, method in methods.items()}
+    arms = {name: ours(base, m, batch, **OPTIONS.get(name, {})) for name, m in methods.items()}
     stepping = {name: arm.step for name, arm in arms.items()}
     times = alternate(stepping, rounds, 1, device, settle=1, repeat=2)
     for name in others:

@@ -283,6 +283,19 @@ def test_micro_batches_add_up():
     np.testing.assert_allclose(scores_now(adapted), np.sum(parts, 0), rtol=1e-12)
 
 
+def test_scores_in_bfloat16_are_close_and_the_gradients_are_the_same():
+    results = []
+    for dtype in (None, torch.bfloat16):
+        adapted, _, _ = started(score_dtype=dtype)
+        wake(adapted)
+        backward(adapted)
+        results.append((scores_now(adapted), [p.grad for p in adapted.parameters()]))
+    (full, ours), (half, theirs) = results
+    assert full != half
+    np.testing.assert_allclose(half, full, rtol=5e-3)
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
 def test_the_penalty_is_not_in_the_score():
     results = []
     for gamma in (0.0, 5.0):

@@ -30,7 +30,7 @@ class IncreLoRALayer(LowRankLayer):
     def __init__(self, method: Any, site: Site, generator: torch.Generator | None):
         super().__init__(method, site)
         self.method, self.limit = method, min(site.rows, site.cols)
-        self.listening, self.score = False, None
+        self.listening, self.score, self.score_dtype = False, None, None
         self.width = self.released = self.counted = 0
         A = normal((method.rank, site.cols), 0.02, site, generator)
         self._add(A, normal((site.rows, method.rank), 0.02, site, generator), trains=True)
@@ -155,12 +155,12 @@ class IncreLoRALayer(LowRankLayer):
     @torch.compiler.disable
     def _hear(self, y: Tensor, x: Tensor | None, base: nn.Module) -> None:
         left, right = (t.detach() for t in self.factors())
-        left = self.scale * left
+        left, site, dtype = self.scale * left, self.site, self.score_dtype
 
         def hook(g: Tensor | None) -> None:
             if g is not None:
-                summed = increment_score(base, self.site, left, right, x, g.detach())
-                now = summed / size(self.site, self.method.like)
+                summed = increment_score(base, site, left, right, x, g.detach(), dtype)
+                now = summed / size(site, self.method.like)
                 self.score = now if self.score is None else self.score + now
 
         y.register_hook(hook)
