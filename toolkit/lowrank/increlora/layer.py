@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -61,16 +62,11 @@ class IncreLoRALayer(LowRankLayer):
         Bs, As = self.blocks()
         return torch.cat(Bs, 1), self.lambdas() * torch.cat(As)
 
-    # -- growth -----------------------------------------------------------------------------------
-
     def _add(self, A: Tensor, B: Tensor, trains: bool) -> dict[str, Any]:
         new = {f"A{self.width}": A, f"B{self.width}": B}
         for key, value in new.items():
-            if trains:
-                new[key] = nn.Parameter(value)
-                self.register_parameter(key, new[key])
-            else:
-                self.register_buffer(key, value)
+            new[key] = nn.Parameter(value) if trains else value
+            (self.register_parameter if trains else self.register_buffer)(key, new[key])
         self.width += 1
         return new if trains else {}
 
@@ -86,23 +82,20 @@ class IncreLoRALayer(LowRankLayer):
         wide = min(method.growth, self.limit - self.rank) - len(self.reserve)
         if wide < 1:
             return {}
-        shapes, source = {"A": (wide, site.cols), "B": (site.rows, wide)}, None
-        blocks = {}
-        for letter, shape in shapes.items():
-            if letter in draws:
-                block = draws[letter].clone()
-            else:
-                source = source or block_generator(self.seed, self.width)
-                block = normal(shape, 0.02, site, source)
-            if block.shape != shape:
+        shapes = {"A": (wide, site.cols), "B": (site.rows, wide)}
+        source = block_generator(self.seed, self.width)
+        new = {k: draws.get(k, normal(shape, 0.02, site, source)) for k, shape in shapes.items()}
+        for key, shape in shapes.items():
+            if new[key].shape != shape:
                 raise ValueError(
-                    f"draws of layer {site.name!r}: {letter} has shape {tuple(block.shape)}, the "
+                    f"draws of layer {site.name!r}: {key} has shape {tuple(new[key].shape)}, the "
                     f"new block needs {shape}"
                 )
-            blocks[letter] = block.to(self.A0)  # the model may have moved since it was adapted
+        # copied where it is: the model may have moved since it was adapted
+        A, B = (new[key].to(self.A0, copy=True) for key in "AB")
         frozen = method.reserve if method.advance else 0.0
         self.reserve = torch.cat([self.reserve, self.reserve.new_full((wide, 1), frozen)])
-        return self._add(blocks["A"], blocks["B"], method.advance)
+        return self._add(A, B, method.advance)
 
     @torch.no_grad()
     def grow(
@@ -130,8 +123,6 @@ class IncreLoRALayer(LowRankLayer):
         """The target is reached: reserves no longer act on the output."""
         self.reserve = torch.zeros_like(self.reserve)
 
-    # -- the score --------------------------------------------------------------------------------
-
     def forward(self, base: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if self.site.kind == "attention" and not (self.dropout and self.training):
             return functional_call(base, self.merged(base), args, kwargs)
@@ -156,25 +147,22 @@ class IncreLoRALayer(LowRankLayer):
     def _hear(self, y: Tensor, x: Tensor | None, base: nn.Module) -> None:
         left, right = (t.detach() for t in self.factors())
         left, site, dtype = self.scale * left, self.site, self.score_dtype
+        scale = size(site, self.method.like)
 
         def hook(g: Tensor | None) -> None:
             if g is not None:
-                summed = increment_score(base, site, left, right, x, g.detach(), dtype)
-                now = summed / size(site, self.method.like)
+                now = increment_score(base, site, left, right, x, g.detach(), dtype) / scale
                 self.score = now if self.score is None else self.score + now
 
         y.register_hook(hook)
-
-    # -- life on disk and in copies ---------------------------------------------------------------
 
     @torch.no_grad()
     def compact(self) -> None:
         """Keep one block of the components that count and drop the reserve; for after training."""
         (Bs, As), r = self.blocks(), self.rank
         block = torch.cat(As)[:r].clone(), torch.cat(Bs, 1)[:, :r].contiguous()
-        self._rebuild([block], [self.lambdas()[:r]], self.reserve[:0])
+        self._rebuild([block], [self.lambdas()[:r].clone()], self.reserve[:0].clone())
 
-    @torch.no_grad()
     def resize(self, state: Mapping[str, Tensor]) -> None:
         """Take on the blocks of saved tensors; what makes no sense is left to the loader."""
         site, kept = self.site, state.get("reserve")
@@ -190,24 +178,21 @@ class IncreLoRALayer(LowRankLayer):
             and (kept is not None and kept.shape == (sum(widths) - sum(ranks), 1))
         )
         if fits and ranks:
-            blocks = [(A.to(self.A0), B.to(self.A0)) for A, B in zip(As, Bs, strict=True)]
-            self._rebuild(blocks, [E.to(self.A0) for E in Es], kept.to(self.A0))
+            As, Bs, Es = ([t.to(self.A0, copy=True) for t in found] for found in (As, Bs, Es))
+            self._rebuild([*zip(As, Bs, strict=True)], Es, kept.to(self.A0, copy=True))
 
-    def _rebuild(
-        self, blocks: list[tuple[Tensor, Tensor]], lambdas: list[Tensor], reserve: Tensor
-    ) -> None:
+    def _rebuild(self, blocks: list[tuple], lambdas: list[Tensor], reserve: Tensor) -> None:
         for key in [k for k in self._parameters | self._buffers if k[0] in "ABE"]:
             delattr(self, key)
         self.width = self.released = self.counted = 0
-        self.reserve = reserve.clone()
+        self.reserve = reserve
         count, start = sum(len(E) for E in lambdas), 0
-        for i in range(max(len(blocks), len(lambdas))):
-            if i < len(blocks):
-                A, B = blocks[i]
-                self._add(A.clone(), B.clone(), self.method.advance or start < count)
-                start += len(A)
-            if i < len(lambdas):
-                self._release(lambdas[i].clone())
+        for block, E in zip_longest(blocks, lambdas):
+            if block is not None:
+                self._add(*block, self.method.advance or start < count)
+                start += len(block[0])
+            if E is not None:
+                self._release(E)
 
     def __getstate__(self) -> dict[str, Any]:
         # copies start without a controller, so nothing would read their scores

@@ -164,8 +164,7 @@ class GrowthGroups:
         Raises:
             ValueError: a tensor of the saved groups does not exist.
         """
-        births = state["births"].tolist()
-        text = bytes(state["members"].tolist()).decode()
+        births, text = state["births"].tolist(), bytes(state["members"].tolist()).decode()
         members = [line.split("\t") for line in text.split("\n")] if births else []
         missing = [name for names in members for name in names if name not in named]
         if missing:
