@@ -601,6 +601,11 @@ def test_draws_can_be_given():
     assert torch.equal(adapter.B2, B)
     with pytest.raises(ValueError, match=r"draws of layer '0': A has shape \(7, 1\)"):
         adapted.controller.grow([1, 0, 0], draws={"0": {"A": B, "B": A}})
+    with pytest.raises(ValueError, match=r"draws of layer '0': A3 has shape"):
+        adapted.controller.grow([1, 0, 0], draws={"0": {"A3": A}})
+    with pytest.raises(ValueError, match=r"'nought', which is no layer"):
+        adapted.controller.grow([1, 0, 0], draws={"nought": {"A": A}})
+    assert adapter.rank == 2  # what was refused changed nothing
 
 
 def test_growth_is_the_same_for_the_same_seed():

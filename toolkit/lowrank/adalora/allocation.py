@@ -93,16 +93,22 @@ class AllocationController(RankController):
         prune, m = self.allocating, self.method
         # official order: scores are frozen in the final phase, so the same triplets stay pruned
         if self.step < self.total_steps - m.final:
-            grads = [torch.zeros_like(t) if t.grad is None else t.grad for t in self.tensors]
-            now = torch._foreach_mul([t.detach() for t in self.tensors], grads)
-            torch._foreach_abs_(now)
-            smooth(now, self.sensitivity, self.uncertainty, m.beta1, m.beta2)
+            self.update_scores()
         self.budget = budget(
             self.step, self.initial, self.target, m.warmup, m.final, self.total_steps
         )
         if prune:
             self.prune(self.budget)
         super().after_step()
+
+    @torch.no_grad()
+    def update_scores(self) -> None:
+        r"""Take :math:`I(w)=|w\,\nabla_w\mathcal L|` of every entry into the averages."""
+        grads = [torch.zeros_like(t) if t.grad is None else t.grad for t in self.tensors]
+        now = torch._foreach_mul([t.detach() for t in self.tensors], grads)
+        torch._foreach_abs_(now)
+        m = self.method
+        smooth(now, self.sensitivity, self.uncertainty, m.beta1, m.beta2)
 
     def scores(self) -> list[Tensor]:
         r"""Importance of every triplet, one (r,) tensor per layer.

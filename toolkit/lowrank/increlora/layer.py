@@ -12,7 +12,7 @@ from torch.func import functional_call
 
 from toolkit.core.adapt.lowrank import LowRankLayer
 from toolkit.core.adapt.sites import Site, normal
-from toolkit.core.adapt.steps.growth import block_generator, draw_seed
+from toolkit.core.adapt.steps.growth import block_generator, draw_seed, given
 from toolkit.lowrank.increlora.score import increment_score, size
 
 
@@ -38,7 +38,7 @@ class IncreLoRALayer(LowRankLayer):
         self._release(A.new_zeros(method.rank, 1))
         self.register_buffer("reserve", A.new_zeros(0, 1))
         self.register_buffer("seed", draw_seed(generator, site.device))
-        self._refill({})
+        self._refill(self._next(0, None))
 
     @property
     def rank(self) -> int:
@@ -76,26 +76,26 @@ class IncreLoRALayer(LowRankLayer):
         self.released, self.counted = self.released + 1, self.counted + len(values)
         return {name: E}
 
-    def _refill(self, draws: Mapping[str, Tensor]) -> dict[str, nn.Parameter]:
-        """Bring the reserve to its width again; returns the tensors that train from now on."""
-        site, method = self.site, self.method
-        wide = min(method.growth, self.limit - self.rank) - len(self.reserve)
+    def _next(self, amount: int, draws: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+        """What brings the reserve to its width again once ``amount`` of it are released."""
+        site, after = self.site, self.rank + amount
+        wide = min(self.method.growth, self.limit - after) - (len(self.reserve) - amount)
         if wide < 1:
             return {}
         shapes = {"A": (wide, site.cols), "B": (site.rows, wide)}
         source = block_generator(self.seed, self.width)
-        new = {k: draws.get(k, normal(shape, 0.02, site, source)) for k, shape in shapes.items()}
-        for key, shape in shapes.items():
-            if new[key].shape != shape:
-                raise ValueError(
-                    f"draws of layer {site.name!r}: {key} has shape {tuple(new[key].shape)}, the "
-                    f"new block needs {shape}"
-                )
+        own = {k: normal(shape, 0.02, site, source) for k, shape in shapes.items()}
+        return given(site.name, own, draws)
+
+    def _refill(self, new: dict[str, Tensor]) -> dict[str, nn.Parameter]:
+        """Append a block to the reserve; returns the tensors that train from now on."""
+        if not new:
+            return {}
         # copied where it is: the model may have moved since it was adapted
         A, B = (new[key].to(self.A0, copy=True) for key in "AB")
-        frozen = method.reserve if method.advance else 0.0
-        self.reserve = torch.cat([self.reserve, self.reserve.new_full((wide, 1), frozen)])
-        return self._add(A, B, method.advance)
+        frozen = self.method.reserve if self.method.advance else 0.0
+        self.reserve = torch.cat([self.reserve, self.reserve.new_full((len(A), 1), frozen)])
+        return self._add(A, B, self.method.advance)
 
     @torch.no_grad()
     def grow(
@@ -110,14 +110,14 @@ class IncreLoRALayer(LowRankLayer):
         Returns:
             The tensors that train from now on.
         """
-        born: dict[str, nn.Parameter] = {}
+        new, born = self._next(amount, draws), {}
         # without advance learning the vectors of the reserve begin to train only now
         for key in [key for key in self._buffers if key[0] in "AB"]:
             born[key] = nn.Parameter(self._buffers.pop(key))
             self.register_parameter(key, born[key])
         born |= self._release(self.reserve[:amount].clone())
         self.reserve = self.reserve[amount:].clone()
-        return born | self._refill(draws or {})
+        return born | self._refill(new)
 
     def retire(self) -> None:
         """The target is reached: reserves no longer act on the output."""

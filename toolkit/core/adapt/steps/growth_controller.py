@@ -156,6 +156,9 @@ class GrowthController(RankController):
                     f"layer {name!r} has rank {layer.rank} and cannot grow by {amount}: its "
                     f"matrix allows {layer.limit}"
                 )
+        strange = [name for name in draws or {} if name not in self.names]
+        if strange:
+            raise ValueError(f"draws are given for {strange[0]!r}, which is no layer that grows")
         if not growing:
             return
         if self.step >= self.total_steps:
