@@ -193,8 +193,9 @@ class IncreLoRALayer(LowRankLayer):
         count, start = sum(len(E) for E in lambdas), 0
         for block, E in zip_longest(blocks, lambdas):
             if block is not None:
-                self._add(*block, self.method.advance or start < count)
-                start += len(block[0])
+                A, B = block
+                self._add(A, B, self.method.advance or start < count)
+                start += len(A)
             if E is not None:
                 self._release(E)
         for key, tensor in self._parameters.items():  # an optimizer may hold those that stay
