@@ -77,12 +77,12 @@ class Arm:
         return tensor_bytes(self.model, self.optimizer, self.state() if self.state else [])
 
 
-def ours(base: nn.Module, method: Any, batch: dict[str, Tensor]) -> Arm:
+def ours(base: nn.Module, method: Any, batch: dict[str, Tensor], **options: Any) -> Arm:
     model = copy.deepcopy(base)
     adapted = adapt(model, method, is_target)
     own = isinstance(method, LoRAPro) and method.mode == "full"  # Adam is inside the method
     optimizer = (torch.optim.SGD if own else torch.optim.AdamW)(adapted.parameters(), lr=1e-4)
-    adapted.attach(optimizer, total_steps=LAST)
+    adapted.attach(optimizer, total_steps=LAST, **options)
     covers = [getattr(adapter, "cover", None) for adapter in adapted.adapters.values()]
 
     def state() -> list:
@@ -141,6 +141,7 @@ SPECIAL = {
     "adalora/allocating": AdaLoRA(rank=RANK, target_rank=RANK // 2, warmup=1, final=10),
     "increlora": IncreLoRA(rank=RANK - 1, target_rank=RANK - 1),
     "increlora/scoring": IncreLoRA(rank=RANK - 1, target_rank=RANK, interval=100_000),
+    "increlora/scoring-bfloat16": IncreLoRA(rank=RANK - 1, target_rank=RANK, interval=100_000),
     "increlora/growing": IncreLoRA(
         rank=RANK - 1, target_rank=2 * RANK, interval=1, warmup=0, top=1
     ),
@@ -148,6 +149,7 @@ SPECIAL = {
     "lora_pro/efficient": LoRAPro(rank=RANK, mode="efficient"),
     "lora_ggpo/mgpo": LoRAMGPO(rank=RANK),
 }
+OPTIONS = {"increlora/scoring-bfloat16": {"score_dtype": torch.bfloat16}}
 METHODS = {
     "lora": LoRA(rank=RANK),
     "adalora": AdaLoRA(rank=RANK, target_rank=RANK // 2, warmup=1, final=10),
@@ -207,8 +209,11 @@ def against_lora(base: nn.Module, batch: dict, where: str, rounds: int, facts: d
     """Step time and peak memory of every method of the part relative to LoRA's."""
     device = next(base.parameters()).device
     part = [e for e in catalogue() if e.part == "lowrank"]
-    makers = {e.slug: lambda e=e: ours(base, at_equal_rank(e.method), batch) for e in part}
-    makers |= {name: lambda m=m: ours(base, m, batch) for name, m in SPECIAL.items()}
+    methods = {e.slug: at_equal_rank(e.method) for e in part} | SPECIAL
+    makers = {
+        name: lambda n=name, m=m: ours(base, m, batch, **OPTIONS.get(n, {}))
+        for name, m in methods.items()
+    }
     others = [name for name in makers if name != "lora"]
     arms = each(makers)
     stepping = {name: arm.step for name, arm in arms.items()}

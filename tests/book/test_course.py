@@ -105,6 +105,8 @@ def test_a_leaked_solution_would_be_seen(tmp_path: Path, monkeypatch: pytest.Mon
 def test_both_sets_are_written_and_the_former_ones_removed(tmp_path: Path) -> None:
     toy = Toy(tmp_path)
     fixture(toy)
+    (toy.root / "toolkit/core/show.py").unlink()
+    toy.write("toolkit/core/show/__init__.py", "")
     toy.write("toolkit/core/show/exercise.py", Path(exercise.__file__).read_text(encoding="utf-8"))
     old = toy.write("_build/course/student/alpha/gone.ipynb", "{}")
     command = toy.start("course")
@@ -132,6 +134,8 @@ def test_both_sets_are_written_and_the_former_ones_removed(tmp_path: Path) -> No
 
 def test_the_instructor_sees_the_recorded_outputs(tmp_path: Path) -> None:
     toy = Toy(tmp_path)
+    (toy.root / "toolkit/core/show.py").unlink()
+    toy.write("toolkit/core/show/__init__.py", "")
     toy.write("toolkit/core/show/exercise.py", Path(exercise.__file__).read_text(encoding="utf-8"))
     source = fixture(toy)
     toy.engine("record")

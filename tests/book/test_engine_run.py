@@ -125,7 +125,7 @@ def test_editing_a_method_makes_exactly_its_dependants_stale(toy: Toy) -> None:
 
     toy.write("toolkit/alpha/one.py", "class One:\n    value = 11\n")
     assert toy.engine("list").count("stale") == 2, "Two is built on One"
-    toy.write("toolkit/core/adapt/sites.py", "WIDTH = 4\n")
+    toy.write("toolkit/core/layers.py", "WIDTH = 4\n")
     assert toy.engine("list").count("stale") == 3
 
 

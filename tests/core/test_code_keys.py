@@ -288,7 +288,7 @@ def test_a_function_is_followed_like_a_cell() -> None:
     from toolkit.core.train.fit import dress
 
     found = Tracer(ROOT).of_function(dress)
-    assert {"toolkit/core/train/fit.py:dress", "toolkit/core/adapt/model.py:adapt"} <= found.keys()
+    assert {"toolkit/core/train/fit.py:dress", "toolkit/core/adapt/put.py:adapt"} <= found.keys()
     assert list(Tracer(ROOT).of_function(here)) == ["tests/core/test_code_keys.py:here"]
 
 

@@ -409,7 +409,7 @@ def test_state_goes_through_save_and_load():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"total_steps": None}, r"Stacking grows over the run.*total_steps=T"),
+        ({"total_steps": None}, r"Stacking moves ranks over the run.*total_steps=T"),
         ({"total_steps": 2}, r"warmup=2.*total_steps=2"),
         ({"target": 2}, r"target of 2.*below the 3.*target_rank"),
         ({"target": 28}, r"target of 28.*above the 27"),

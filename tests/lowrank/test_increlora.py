@@ -283,6 +283,19 @@ def test_micro_batches_add_up():
     np.testing.assert_allclose(scores_now(adapted), np.sum(parts, 0), rtol=1e-12)
 
 
+def test_scores_in_bfloat16_are_close_and_the_gradients_are_the_same():
+    results = []
+    for dtype in (None, torch.bfloat16):
+        adapted, _, _ = started(score_dtype=dtype)
+        wake(adapted)
+        backward(adapted)
+        results.append((scores_now(adapted), [p.grad for p in adapted.parameters()]))
+    (full, ours), (half, theirs) = results
+    assert full != half
+    np.testing.assert_allclose(half, full, rtol=5e-3)
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
 def test_the_penalty_is_not_in_the_score():
     results = []
     for gamma in (0.0, 5.0):
@@ -588,6 +601,11 @@ def test_draws_can_be_given():
     assert torch.equal(adapter.B2, B)
     with pytest.raises(ValueError, match=r"draws of layer '0': A has shape \(7, 1\)"):
         adapted.controller.grow([1, 0, 0], draws={"0": {"A": B, "B": A}})
+    with pytest.raises(ValueError, match=r"draws of layer '0': A3 has shape"):
+        adapted.controller.grow([1, 0, 0], draws={"0": {"A3": A}})
+    with pytest.raises(ValueError, match=r"'nought', which is no layer"):
+        adapted.controller.grow([1, 0, 0], draws={"nought": {"A": A}})
+    assert adapter.rank == 2  # what was refused changed nothing
 
 
 def test_growth_is_the_same_for_the_same_seed():

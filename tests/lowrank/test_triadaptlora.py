@@ -390,7 +390,9 @@ def test_growth_that_does_not_fit_is_refused():
         layer.grow(11)
     with pytest.raises(ValueError, match="cannot grow by 0"):
         layer.grow(0)
-    with pytest.raises(ValueError, match=r"draws\['L'\] must have shape \(1, 2\)"):
+    with pytest.raises(
+        ValueError, match=r"draws of layer '0': L has shape \(2, 2\).*'L': \(1, 2\)"
+    ):
         layer.grow(1, {"L": draw(2, 2)})
     assert layer.rank == 1
 

@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from toolkit.core.adapt.steps.budget import budget
-from toolkit.core.adapt.steps.gradients import finite, present, skipped
-from toolkit.core.adapt.steps.history import History
 from toolkit.core.adapt.steps.importance import smooth
-from toolkit.core.adapt.steps.orthogonality import PenalisedController
+from toolkit.core.adapt.steps.ranks import RankController, Scorer
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-Scorer = Callable[["AllocationController"], Sequence[Tensor]]
 MOST = 1000  # records of a run; of more allocations every so many are kept, and the last
 
 
-class AllocationController(PenalisedController):
+class AllocationController(RankController):
     """Around each step: penalty before; scores, schedule and pruning after.
 
-    Attributes: ``budget`` (triplets allowed now), ``initial`` and ``target`` (at the start and at
-    the end), ``sensitivity`` and ``uncertainty`` (smoothed, one tensor per P, E, Q of each layer),
-    ``history`` (a :class:`~toolkit.core.adapt.steps.history.Record` per allocation, at most about
-    1000; the final phase, which repeats one decision, has one), ``total_steps``, and those of
-    :class:`~toolkit.core.adapt.steps.orthogonality.PenalisedController`.
+    Attributes: ``budget`` (triplets allowed now), ``initial`` (at the start), ``sensitivity`` and
+    ``uncertainty`` (smoothed, one tensor per P, E, Q of each layer), and those of the base class.
+    The history has a record per allocation, at most about 1000; the final phase, which repeats one
+    decision, has one.
 
     Args:
         method: the hyperparameters.
@@ -37,13 +30,12 @@ class AllocationController(PenalisedController):
         total_steps: optimizer steps of the run.
         scorer: replaces the score: called with the controller, returns one (r,) tensor per layer.
             For controls such as random or planted allocations.
-        penalty: "step" or "loss", see the base class.
+        penalty: where the penalty acts, "step" or "loss": see
+            :class:`~toolkit.core.adapt.steps.orthogonality.PenalisedController`.
 
     Raises:
         ValueError: ``total_steps`` missing or too short for the schedule, or a target above b0.
     """
-
-    lengthening: ClassVar[tuple[str, ...]] = ("history.",)
 
     def __init__(
         self,
@@ -54,33 +46,26 @@ class AllocationController(PenalisedController):
         scorer: Scorer | None = None,
         penalty: str = "step",
     ):
-        super().__init__(method, layers, optimizer, penalty)
-        self.squared = method.like == "paper"
-        if total_steps is None:
-            raise ValueError("AdaLoRA shrinks its budget over the run: attach(..., total_steps=T)")
-        if method.warmup + method.final >= total_steps:
+        widths = [layer.E.shape[0] for layer in layers.values()]
+        super().__init__(method, layers, optimizer, total_steps, scorer, penalty, widths)
+        self.squared, self.initial = method.like == "paper", sum(widths)
+        if method.warmup + method.final >= self.total_steps:
             raise ValueError(
                 f"warmup={method.warmup} and final={method.final} leave no step to shrink the "
                 f"budget in total_steps={total_steps}; lower them or train longer"
             )
-        self.total_steps, self.scorer = total_steps, scorer
-        widths = [layer.E.shape[0] for layer in self.layers]
-        self.initial, self.target = sum(widths), method.total_rank
-        if self.target is None:
-            self.target = method.target_rank * len(self.layers)
         if self.target > self.initial:
             raise ValueError(
                 f"total_rank={self.target} is above the initial budget of {self.initial} triplets "
                 f"({len(self.layers)} layers of rank {method.rank}); aim lower or start higher"
             )
-        self.trained = self.named()
         self.tensors = [t for layer in self.layers for t in (layer.P, layer.E, layer.Q)]
         self.sensitivity = [torch.zeros_like(t) for t in self.tensors]
         self.uncertainty = [torch.zeros_like(t) for t in self.tensors]
-        self.budget, self.history, self.skipping = self.initial, History(self.names, widths), False
+        self.budget = self.initial
         owner = torch.arange(len(widths)).repeat_interleave(torch.tensor(widths))
         self.owner = owner.to(self.tensors[0].device)
-        allocations = (total_steps - method.final) // method.interval
+        allocations = (self.total_steps - method.final) // method.interval
         self.every = method.interval * max(1, -(-allocations // MOST))
 
     def blocks(self) -> list[tuple[Sequence[Tensor], Sequence[Tensor]]]:
@@ -97,13 +82,8 @@ class AllocationController(PenalisedController):
     @torch.no_grad()
     def before_step(self) -> None:
         """Add the gradient of the penalty, after making sure that there are gradients to read."""
-        self.skipping = skipped(self.optimizer, self.title)
-        if self.skipping:
-            return
-        grads = present(self.trained, self.title)
-        if self.allocating:
-            finite(grads, self.step)
-        self.add_penalty()
+        if self.ready():
+            self.add_penalty()
 
     @torch.no_grad()
     def after_step(self) -> None:
@@ -113,16 +93,22 @@ class AllocationController(PenalisedController):
         prune, m = self.allocating, self.method
         # official order: scores are frozen in the final phase, so the same triplets stay pruned
         if self.step < self.total_steps - m.final:
-            grads = [torch.zeros_like(t) if t.grad is None else t.grad for t in self.tensors]
-            now = torch._foreach_mul([t.detach() for t in self.tensors], grads)
-            torch._foreach_abs_(now)
-            smooth(now, self.sensitivity, self.uncertainty, m.beta1, m.beta2)
+            self.update_scores()
         self.budget = budget(
             self.step, self.initial, self.target, m.warmup, m.final, self.total_steps
         )
         if prune:
             self.prune(self.budget)
         super().after_step()
+
+    @torch.no_grad()
+    def update_scores(self) -> None:
+        r"""Take :math:`I(w)=|w\,\nabla_w\mathcal L|` of every entry into the averages."""
+        grads = [torch.zeros_like(t) if t.grad is None else t.grad for t in self.tensors]
+        now = torch._foreach_mul([t.detach() for t in self.tensors], grads)
+        torch._foreach_abs_(now)
+        m = self.method
+        smooth(now, self.sensitivity, self.uncertainty, m.beta1, m.beta2)
 
     def scores(self) -> list[Tensor]:
         r"""Importance of every triplet, one (r,) tensor per layer.
@@ -170,12 +156,8 @@ class AllocationController(PenalisedController):
         """Layer name -> triplets that count now."""
         return dict(zip(self.names, self.counts().tolist(), strict=True))
 
-    def table(self) -> pd.DataFrame:
-        """The history, one row per allocation and layer."""
-        return self.history.table()
-
     def state(self) -> dict[str, Tensor]:
-        state = super().state() | {"budget": torch.tensor(self.budget)} | self.history.state()
+        state = super().state() | {"budget": torch.tensor(self.budget)}
         for i, (s, u) in enumerate(zip(self.sensitivity, self.uncertainty, strict=True)):
             state[f"sensitivity.{i}"], state[f"uncertainty.{i}"] = s, u
         return state
@@ -183,7 +165,6 @@ class AllocationController(PenalisedController):
     def load(self, state: dict[str, Tensor]) -> None:
         super().load(state)
         self.budget = int(state["budget"])
-        self.history.load(state)
         for i, (s, u) in enumerate(zip(self.sensitivity, self.uncertainty, strict=True)):
             s.copy_(state[f"sensitivity.{i}"])
             u.copy_(state[f"uncertainty.{i}"])

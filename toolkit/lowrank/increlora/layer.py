@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch.func import functional_call
 
 from toolkit.core.adapt.lowrank import LowRankLayer
 from toolkit.core.adapt.sites import Site, normal
-from toolkit.core.adapt.steps.growth import block_generator, draw_seed
+from toolkit.core.adapt.steps.growth import block_generator, draw_seed, given
 from toolkit.lowrank.increlora.score import increment_score, size
 
 
@@ -33,14 +34,14 @@ class IncreLoRALayer(LowRankLayer):
     def __init__(self, method: Any, site: Site, generator: torch.Generator | None):
         super().__init__(method, site)
         self.method, self.limit = method, min(site.rows, site.cols)
-        self.listening, self.score = False, None
+        self.listening, self.score, self.score_dtype = False, None, None
         self.width = self.released = self.counted = 0
         A = normal((method.rank, site.cols), 0.02, site, generator)
         self._add(A, normal((site.rows, method.rank), 0.02, site, generator), trains=True)
         self._release(A.new_zeros(method.rank, 1))
         self.register_buffer("reserve", A.new_zeros(0, 1))
         self.register_buffer("seed", draw_seed(generator, site.device))
-        self._refill({})
+        self._refill(self._next(0, None))
 
     @property
     def rank(self) -> int:
@@ -64,16 +65,11 @@ class IncreLoRALayer(LowRankLayer):
         Bs, As = self.blocks()
         return torch.cat(Bs, 1), self.lambdas() * torch.cat(As)
 
-    # -- growth -----------------------------------------------------------------------------------
-
     def _add(self, A: Tensor, B: Tensor, trains: bool) -> dict[str, Any]:
         new = {f"A{self.width}": A, f"B{self.width}": B}
         for key, value in new.items():
-            if trains:
-                new[key] = nn.Parameter(value)
-                self.register_parameter(key, new[key])
-            else:
-                self.register_buffer(key, value)
+            new[key] = nn.Parameter(value) if trains else value
+            (self.register_parameter if trains else self.register_buffer)(key, new[key])
         self.width += 1
         return new if trains else {}
 
@@ -83,29 +79,26 @@ class IncreLoRALayer(LowRankLayer):
         self.released, self.counted = self.released + 1, self.counted + len(values)
         return {name: E}
 
-    def _refill(self, draws: Mapping[str, Tensor]) -> dict[str, nn.Parameter]:
-        """Bring the reserve to its width again; returns the tensors that train from now on."""
-        site, method = self.site, self.method
-        wide = min(method.growth, self.limit - self.rank) - len(self.reserve)
+    def _next(self, amount: int, draws: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+        """What brings the reserve to its width again once ``amount`` of it are released."""
+        site, after = self.site, self.rank + amount
+        wide = min(self.method.growth, self.limit - after) - (len(self.reserve) - amount)
         if wide < 1:
             return {}
-        shapes, source = {"A": (wide, site.cols), "B": (site.rows, wide)}, None
-        blocks = {}
-        for letter, shape in shapes.items():
-            if letter in draws:
-                block = draws[letter].clone()
-            else:
-                source = source or block_generator(self.seed, self.width)
-                block = normal(shape, 0.02, site, source)
-            if block.shape != shape:
-                raise ValueError(
-                    f"draws of layer {site.name!r}: {letter} has shape {tuple(block.shape)}, the "
-                    f"new block needs {shape}"
-                )
-            blocks[letter] = block.to(self.A0)  # the model may have moved since it was adapted
-        frozen = method.reserve if method.advance else 0.0
-        self.reserve = torch.cat([self.reserve, self.reserve.new_full((wide, 1), frozen)])
-        return self._add(blocks["A"], blocks["B"], method.advance)
+        shapes = {"A": (wide, site.cols), "B": (site.rows, wide)}
+        source = block_generator(self.seed, self.width)
+        own = {k: normal(shape, 0.02, site, source) for k, shape in shapes.items()}
+        return given(site.name, own, draws)
+
+    def _refill(self, new: dict[str, Tensor]) -> dict[str, nn.Parameter]:
+        """Append a block to the reserve; returns the tensors that train from now on."""
+        if not new:
+            return {}
+        # copied where it is: the model may have moved since it was adapted
+        A, B = (new[key].to(self.A0, copy=True) for key in "AB")
+        frozen = self.method.reserve if self.method.advance else 0.0
+        self.reserve = torch.cat([self.reserve, self.reserve.new_full((len(A), 1), frozen)])
+        return self._add(A, B, self.method.advance)
 
     @torch.no_grad()
     def grow(
@@ -120,20 +113,18 @@ class IncreLoRALayer(LowRankLayer):
         Returns:
             The tensors that train from now on.
         """
-        born: dict[str, nn.Parameter] = {}
+        new, born = self._next(amount, draws), {}
         # without advance learning the vectors of the reserve begin to train only now
         for key in [key for key in self._buffers if key[0] in "AB"]:
             born[key] = nn.Parameter(self._buffers.pop(key))
             self.register_parameter(key, born[key])
         born |= self._release(self.reserve[:amount].clone())
         self.reserve = self.reserve[amount:].clone()
-        return born | self._refill(draws or {})
+        return born | self._refill(new)
 
     def retire(self) -> None:
         """The target is reached: reserves no longer act on the output."""
         self.reserve = torch.zeros_like(self.reserve)
-
-    # -- the score --------------------------------------------------------------------------------
 
     def forward(self, base: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if self.site.kind == "attention" and not (self.dropout and self.training):
@@ -158,26 +149,23 @@ class IncreLoRALayer(LowRankLayer):
     @torch.compiler.disable
     def _hear(self, y: Tensor, x: Tensor | None, base: nn.Module) -> None:
         left, right = (t.detach() for t in self.factors())
-        left = self.scale * left
+        left, site, dtype = self.scale * left, self.site, self.score_dtype
+        scale = size(site, self.method.like)
 
         def hook(g: Tensor | None) -> None:
             if g is not None:
-                summed = increment_score(base, self.site, left, right, x, g.detach())
-                now = summed / size(self.site, self.method.like)
+                now = increment_score(base, site, left, right, x, g.detach(), dtype) / scale
                 self.score = now if self.score is None else self.score + now
 
         y.register_hook(hook)
-
-    # -- life on disk and in copies ---------------------------------------------------------------
 
     @torch.no_grad()
     def compact(self) -> None:
         """Keep one block of the components that count and drop the reserve; for after training."""
         (Bs, As), r = self.blocks(), self.rank
         block = torch.cat(As)[:r].clone(), torch.cat(Bs, 1)[:, :r].contiguous()
-        self._rebuild([block], [self.lambdas()[:r]], self.reserve[:0])
+        self._rebuild([block], [self.lambdas()[:r].clone()], self.reserve[:0].clone())
 
-    @torch.no_grad()
     def resize(self, state: Mapping[str, Tensor]) -> None:
         """Take on the blocks of saved tensors; what makes no sense is left to the loader."""
         site, kept = self.site, state.get("reserve")
@@ -193,25 +181,22 @@ class IncreLoRALayer(LowRankLayer):
             and (kept is not None and kept.shape == (sum(widths) - sum(ranks), 1))
         )
         if fits and ranks:
-            blocks = [(A.to(self.A0), B.to(self.A0)) for A, B in zip(As, Bs, strict=True)]
-            self._rebuild(blocks, [E.to(self.A0) for E in Es], kept.to(self.A0))
+            As, Bs, Es = ([t.to(self.A0, copy=True) for t in found] for found in (As, Bs, Es))
+            self._rebuild([*zip(As, Bs, strict=True)], Es, kept.to(self.A0, copy=True))
 
-    def _rebuild(
-        self, blocks: list[tuple[Tensor, Tensor]], lambdas: list[Tensor], reserve: Tensor
-    ) -> None:
+    def _rebuild(self, blocks: list[tuple], lambdas: list[Tensor], reserve: Tensor) -> None:
         old = dict(self._parameters)
         for key in [k for k in self._parameters | self._buffers if k[0] in "ABE"]:
             delattr(self, key)
         self.width = self.released = self.counted = 0
-        self.reserve = reserve.clone()
+        self.reserve = reserve
         count, start = sum(len(E) for E in lambdas), 0
-        for i in range(max(len(blocks), len(lambdas))):
-            if i < len(blocks):
-                A, B = blocks[i]
-                self._add(A.clone(), B.clone(), self.method.advance or start < count)
-                start += len(A)
-            if i < len(lambdas):
-                self._release(lambdas[i].clone())
+        for block, E in zip_longest(blocks, lambdas):
+            if block is not None:
+                self._add(*block, self.method.advance or start < count)
+                start += len(block[0])
+            if E is not None:
+                self._release(E)
         for key, tensor in self._parameters.items():  # an optimizer may hold those that stay
             if key in old and old[key].shape == tensor.shape:
                 old[key].data.copy_(tensor.data)

@@ -20,18 +20,21 @@ def size(site: Site, like: str) -> float:
     return float(entries) if like == "paper" else math.sqrt(entries)
 
 
-def weight_gradient(base: nn.Module, site: Site, x: Tensor, g: Tensor) -> Tensor:
+def weight_gradient(
+    base: nn.Module, site: Site, x: Tensor, g: Tensor, dtype: torch.dtype | None = None
+) -> Tensor:
     """Gradient of the loss for the (m, n) matrix of a layer, from its input and output gradient.
 
     Args:
         base, site: a linear, Conv1D or convolution layer.
         x: its input; features last for linear layers, channels first for convolutions.
         g: gradient at its output.
+        dtype: in which linear layers multiply; None: that of ``g``.
     """
-    x = x.to(g.dtype)
     if site.kind != "conv":
+        x, g = x.to(dtype or g.dtype), g.to(dtype or g.dtype)
         return g.reshape(-1, site.rows).T @ x.reshape(-1, site.cols)
-    dims = len(site.shape) - 2
+    x, dims = x.to(g.dtype), len(site.shape) - 2
     if x.dim() == dims + 1:
         x, g = x.unsqueeze(0), g.unsqueeze(0)
     # padded by hand, so that every padding mode and "same" are one case
@@ -46,7 +49,13 @@ def weight_gradient(base: nn.Module, site: Site, x: Tensor, g: Tensor) -> Tensor
 
 @torch.no_grad()
 def increment_score(
-    base: nn.Module, site: Site, left: Tensor, right: Tensor, x: Tensor | None, g: Tensor
+    base: nn.Module,
+    site: Site,
+    left: Tensor,
+    right: Tensor,
+    x: Tensor | None,
+    g: Tensor,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     r""":math:`\sum|\Delta W\odot G|` of one layer, a scalar.
 
@@ -54,11 +63,12 @@ def increment_score(
         base, site: the frozen layer.
         left, right: (m, r) and (r, n) with :math:`\Delta W` their product.
         x, g: the layer's input and the gradient at its output; or None and that at its weight.
+        dtype: see :func:`weight_gradient`.
     """
     if x is None:
         G = site.to_matrix(g)
     elif site.kind != "embedding":
-        G = weight_gradient(base, site, x, g)
+        G = weight_gradient(base, site, x, g, dtype)
     else:
         # only the entries that were looked up have a gradient
         seen, where = torch.unique(x, return_inverse=True)

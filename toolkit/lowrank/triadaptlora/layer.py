@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from toolkit.core.adapt.lowrank import LowRankLayer
 from toolkit.core.adapt.sites import Site, normal
-from toolkit.core.adapt.steps.growth import block_generator, draw_seed
+from toolkit.core.adapt.steps.growth import block_generator, draw_seed, given
 
 
 def positions(widths: Sequence[int]) -> Tensor:
@@ -65,7 +65,7 @@ class TriAdaptLoRALayer(LowRankLayer):
         self.method, self.limit = method, min(site.rows, site.cols)
         self.widths: list[int] = []
         self.register_buffer("seed", draw_seed(generator, site.device))
-        self._append(method.init_rank, {})
+        self._append(method.init_rank, None)
 
     @property
     def rank(self) -> int:
@@ -121,14 +121,11 @@ class TriAdaptLoRALayer(LowRankLayer):
                 f"x {self.site.cols} and its rank {self.rank}; grow by 1 to "
                 f"{self.limit - self.rank}"
             )
-        return self._append(amount, draws or {})
+        return self._append(amount, draws)
 
-    def _append(self, c: int, draws: Mapping[str, Tensor]) -> dict[str, nn.Parameter]:
+    def _append(self, c: int, draws: Mapping[str, Tensor] | None) -> dict[str, nn.Parameter]:
         i, shapes = len(self.widths), self.shapes(c, self.rank + c)
-        blocks = self._start(i, shapes) | dict(draws)
-        wrong = [k for k, shape in shapes.items() if tuple(blocks[k].shape) != shape]
-        if wrong:
-            raise ValueError(f"draws[{wrong[0]!r}] must have shape {shapes[wrong[0]]}")
+        blocks = given(self.site.name, self._start(i, shapes), draws)
         like = self.A0 if i else torch.empty(0, dtype=self.site.dtype, device=self.site.device)
         new = {f"{k}{i}": nn.Parameter(blocks[k].to(like, copy=True)) for k in shapes}
         for name, parameter in new.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -19,6 +19,23 @@ def block_generator(seed: Tensor, block: int) -> torch.Generator:
     """The source of block number ``block``: the same on every rank and after a resume."""
     mixed = (int(seed) + block * 0x9E3779B97F4A7C15) % 2**63
     return torch.Generator().manual_seed(mixed)
+
+
+def given(
+    layer: str, own: dict[str, Tensor], draws: Mapping[str, Tensor] | None
+) -> dict[str, Tensor]:
+    """A new block's own draws, by tensor name, with those of them that are given instead.
+
+    Raises:
+        ValueError: what is given has another name or another shape.
+    """
+    for key, value in (draws or {}).items():
+        if key not in own or value.shape != own[key].shape:
+            raise ValueError(
+                f"draws of layer {layer!r}: {key} has shape {tuple(value.shape)}, the new block "
+                f"needs { ({k: tuple(t.shape) for k, t in own.items()}) }"
+            )
+    return own | dict(draws or {})
 
 
 def looks(warmup: int, interval: int, total_steps: int) -> int:

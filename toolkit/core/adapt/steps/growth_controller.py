@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from toolkit.core.adapt.steps.gradients import finite, present, skipped
 from toolkit.core.adapt.steps.growth import Growth, check_fits, looks
 from toolkit.core.adapt.steps.growth_groups import GrowthGroups
-from toolkit.core.adapt.steps.history import History
-from toolkit.core.adapt.steps.orthogonality import PenalisedController
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-Scorer = Callable[["GrowthController"], Sequence[float] | Tensor]
+from toolkit.core.adapt.steps.ranks import RankController, Scorer
 
 
-class GrowthController(PenalisedController):
+class GrowthController(RankController):
     """Around each step of a method that grows: checks, learning rates, penalty, growth, history.
 
     A method subclasses it and decides in :meth:`decide`, before the optimizer acts, or calls
@@ -28,9 +21,8 @@ class GrowthController(PenalisedController):
     (the largest rank its matrix can have) and ``grow(amount, draws)``, which returns the tensors
     that train from now on by leaf name.
 
-    Attributes: ``target`` and ``total`` (ranks in all, at the end and now), ``history`` (a
-    :class:`~toolkit.core.adapt.steps.history.Record` of the start and of each growth), ``groups``
-    (see :class:`GrowthGroups`), ``total_steps``, and those of the base class.
+    Attributes: ``total`` (ranks in all, now), ``groups`` (see :class:`GrowthGroups`), and those of
+    the base class. The history has a record of the start and of each growth.
 
     Args:
         method: has ``target_rank``, ``total_rank`` (overrides it), ``start``, ``overshoot``,
@@ -40,10 +32,9 @@ class GrowthController(PenalisedController):
         optimizer: holds the adapters' tensors in one group; no scheduler on it yet.
         total_steps: optimizer steps of the run. Nothing grows in later steps.
         growth: ranks that one layer gets at a look.
-        scorer: replaces the score: called with the controller, returns (N,) numbers. For controls
-            such as random or planted growth.
+        scorer: see the base class; it returns (N,) numbers.
         weight_decay: of grown tensors, see :class:`GrowthGroups`.
-        penalty: "step" or "loss", see the base class.
+        penalty: see the base class.
 
     Raises:
         ValueError: no ``total_steps``, a schedule or a target that does not fit, or an optimizer
@@ -64,22 +55,16 @@ class GrowthController(PenalisedController):
         weight_decay: float | None = None,
         penalty: str = "step",
     ):
-        super().__init__(method, layers, optimizer, penalty)
-        if total_steps is None:
-            raise ValueError(f"{self.title} grows over the run: attach(..., total_steps=T)")
-        self.total_steps, self.scorer, self.growth = total_steps, scorer, growth
-        self.warmup, self.interval, self.skipping = method.warmup, method.interval, False
-        self.target = method.total_rank
-        if self.target is None:
-            self.target = method.target_rank * len(layers)
+        super().__init__(method, layers, optimizer, total_steps, scorer, penalty)
+        self.growth, self.warmup, self.interval = growth, method.warmup, method.interval
         self.check_schedule()
-        self.history = History(self.names, [1] * len(layers))
         self._record()
-        self.trained = self.named()
         missing = max(0, self.target - self.total)
         # a layer near its limit takes less than ``growth`` once, so one more growth may be needed
         short = sum(room % growth != 0 for room in self.rooms())
-        number = min(looks(self.warmup, self.interval, total_steps), -(-missing // growth) + short)
+        number = min(
+            looks(self.warmup, self.interval, self.total_steps), -(-missing // growth) + short
+        )
         self.groups = GrowthGroups(
             optimizer,
             self.trained,
@@ -128,15 +113,13 @@ class GrowthController(PenalisedController):
         """What grows before the optimizer acts; may raise, and changes nothing that trains."""
         return None
 
+    def synchronise(self) -> None:
+        self.groups.average_gradients()
+
     @torch.no_grad()
     def before_step(self) -> None:
-        self.skipping = skipped(self.optimizer, self.title)
-        if self.skipping:
+        if not self.ready():
             return
-        grads = present(self.trained, self.title)
-        self.groups.average_gradients()  # first: all processes then judge the same numbers
-        if self.allocating:
-            finite(grads, self.step)
         growth = self.decide()
         self.add_penalty()
         if growth is not None:
@@ -173,6 +156,9 @@ class GrowthController(PenalisedController):
                     f"layer {name!r} has rank {layer.rank} and cannot grow by {amount}: its "
                     f"matrix allows {layer.limit}"
                 )
+        strange = [name for name in draws or {} if name not in self.names]
+        if strange:
+            raise ValueError(f"draws are given for {strange[0]!r}, which is no layer that grows")
         if not growing:
             return
         if self.step >= self.total_steps:
@@ -194,24 +180,18 @@ class GrowthController(PenalisedController):
         self.history.add(self.step, self.total, ranks, scores, threshold)
 
     def after_step(self) -> None:
-        if not self.skipping:
-            self.groups.after_step()
-            super().after_step()
-
-    def table(self) -> pd.DataFrame:
-        """The history, one row per growth and layer."""
-        return self.history.table()
+        self.groups.after_step()
+        super().after_step()
 
     def state(self) -> dict[str, Tensor]:
-        return super().state() | self.history.state() | self.groups.state()
+        return super().state() | self.groups.state()
 
     def load(self, state: dict[str, Tensor]) -> None:
         super().load(state)
-        saved, now = state["history.ranks"][-1].tolist(), [*self.ranks().values()]
+        saved, now = list(self.history[-1].ranks.values()), list(self.ranks().values())
         if saved != now:
             raise ValueError(
                 f"the schedule was saved at ranks {saved}, the adapters have {now}; load the "
                 "adapters of the same file with toolkit.load"
             )
         self.groups.load(state, self.named())
-        self.history.load(state)

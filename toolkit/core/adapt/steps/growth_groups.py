@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from toolkit.core.adapt.steps.growth import restarted_rate
-from toolkit.core.adapt.steps.processes import average, several
+from toolkit.core.adapt.steps.hooks import group_of
+from toolkit.core.adapt.steps.processes import average_gradients
 
 
 class GrowthGroups:
@@ -51,7 +52,7 @@ class GrowthGroups:
     ):
         self.optimizer, self.total_steps = optimizer, total_steps
         self.restart, self.warmup = restart, warmup
-        self.source = _only_group(optimizer, named)
+        self.source = group_of(optimizer, named)
         if any("initial_lr" in group for group in optimizer.param_groups):
             raise ValueError(
                 "the optimizer has a scheduler already, which cannot follow parameter groups that "
@@ -141,13 +142,8 @@ class GrowthGroups:
 
     def average_gradients(self) -> None:
         """Average the members' gradients over processes: DDP does not know late tensors."""
-        if not several():
-            return
-        born = [p for g in self.optimizer.param_groups[self.first :] for p in g["params"]]
-        for p in born:
-            if p.grad is None:
-                p.grad = torch.zeros_like(p)
-        average([p.grad for p in born])
+        groups = self.optimizer.param_groups[self.first :]
+        average_gradients([p for group in groups for p in group["params"]])
 
     def state(self) -> dict[str, Tensor]:
         text = "\n".join("\t".join(names) for names in self.members)
@@ -168,8 +164,7 @@ class GrowthGroups:
         Raises:
             ValueError: a tensor of the saved groups does not exist.
         """
-        births = state["births"].tolist()
-        text = bytes(state["members"].tolist()).decode()
+        births, text = state["births"].tolist(), bytes(state["members"].tolist()).decode()
         members = [line.split("\t") for line in text.split("\n")] if births else []
         missing = [name for names in members for name in names if name not in named]
         if missing:
@@ -203,18 +198,3 @@ def _write(group: dict[str, Any], rate: float | Tensor) -> None:
         group["lr"].fill_(rate)  # in place: a captured graph reads this very tensor
     else:
         group["lr"] = rate
-
-
-def _only_group(optimizer: torch.optim.Optimizer, named: Mapping[str, nn.Parameter]) -> int:
-    """Position of the one group that holds all tensors."""
-    where = {id(p): i for i, g in enumerate(optimizer.param_groups) for p in g["params"]}
-    found: dict[int, str] = {}
-    for name, p in named.items():
-        found.setdefault(where[id(p)], name)
-    if len(found) != 1:
-        raise ValueError(
-            f"the adapters' tensors lie in {len(found)} parameter groups of the optimizer (for "
-            f"example {list(found.values())[:2]}); tensors that grow later copy the settings of "
-            "one group, so give all tensors of the adapters to one group"
-        )
-    return next(iter(found))

@@ -6,7 +6,7 @@ Because the hooks belong to the optimizer, any training loop works unchanged: a 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -42,6 +42,21 @@ def check_holds(
             f"optimizer holds none of {missing[:3]}{' ...' if len(missing) > 3 else ''} "
             f"({len(missing)} trained tensors missing); build it from adapted.parameters()"
         )
+
+
+def group_of(optimizer: torch.optim.Optimizer, named: Mapping[str, nn.Parameter]) -> int:
+    """Position of the one group that holds all tensors."""
+    where = {id(p): i for i, g in enumerate(optimizer.param_groups) for p in g["params"]}
+    found: dict[int, str] = {}
+    for name, p in named.items():
+        found.setdefault(where[id(p)], name)
+    if len(found) != 1:
+        raise ValueError(
+            f"the adapters' tensors lie in {len(found)} parameter groups of the optimizer (for "
+            f"example {list(found.values())[:2]}); tensors that grow later copy the settings of "
+            "one group, so give all tensors of the adapters to one group"
+        )
+    return next(iter(found))
 
 
 def register(optimizer: torch.optim.Optimizer, controller: Controller) -> None:

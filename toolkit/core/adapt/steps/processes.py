@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from toolkit.core.adapt.steps import shapes
 
@@ -27,3 +27,12 @@ def average(tensors: Sequence[Tensor]) -> None:
         flat /= dist.get_world_size()
         for t, mean in zip(same, flat.split([t.numel() for t in same]), strict=True):
             t.copy_(mean.view_as(t))
+
+
+def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
+    """:func:`average` of their gradients, one that is missing counting as 0."""
+    if several():
+        for p in parameters:
+            if p.grad is None:
+                p.grad = torch.zeros_like(p)
+        average([p.grad for p in parameters])
