@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from toolkit.core.adapt.sites import Site
 from toolkit.lowrank.lora import LoRA, LoRALayer
@@ -146,7 +145,5 @@ class CoveredLayer(LoRALayer):
     def forward(self, base: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if not self.perturbed():
             return super().forward(base, *args, **kwargs)
-        if self.site.kind == "attention" and not self.dropout:
-            return functional_call(base, self.merged(base), args, kwargs)
         plain = super().forward
         return self.cover.call(base, self.site.parameter, lambda x: plain(x, *args, **kwargs))

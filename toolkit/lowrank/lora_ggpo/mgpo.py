@@ -44,6 +44,7 @@ class LoRAMGPO(LoRA):
 
     Nothing is moved before ``adapted.attach(optimizer)``, at the first step, nor where the momentum
     or the gradient is exactly zero. What a move lasts for and touches is as for LoRA-GGPO's noise.
+    As in the paper nothing bounds 1 / gbar: where the loss is flat to rounding, the move is huge.
 
     Args:
         rank: rank r of the difference. Source: paper, all tables.

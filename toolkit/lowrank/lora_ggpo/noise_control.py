@@ -41,7 +41,7 @@ class NoiseController(GroupedController):
         super().__init__(method, adapted, optimizer)
         self.generator = generator or torch.Generator().manual_seed(method.seed)
         self.draw = draw
-        self.base = [torch.stack([self._rows(i) for i in g]) for g in self.groups]
+        self.base = [torch.stack([self._row_squares(i) for i in g]) for g in self.groups]
         if method.variant == "kohya":
             # one number for a layer: the mean norm of its rows
             self.base = [b.sqrt().mean(-1, keepdim=True).square().expand_as(b) for b in self.base]
@@ -74,7 +74,8 @@ class NoiseController(GroupedController):
         """W0, (m, n)."""
         return self.layers[i].site.to_matrix(self.weight_of(i).detach())
 
-    def _rows(self, i: int) -> Tensor:
+    def _row_squares(self, i: int) -> Tensor:
+        """Of W0, (m,)."""
         dtype = self.layers[i].site.dtype
         return torch.linalg.vector_norm(self._matrix(i), dim=1, dtype=dtype).square()
 
@@ -125,8 +126,9 @@ class NoiseController(GroupedController):
         first = site.kind not in ("hf_conv1d", "embedding")  # whether rows are the first axis
         wide = std.view(-1, *[1] * (weight.dim() - 1)) if first else std
         half = weight.dtype != site.dtype
-        empty = functools.partial(torch.empty, site.shape, dtype=site.dtype, device=weight.device)
-        z = empty() if half or out is None else out
+        z = out
+        if z is None or half:
+            z = torch.empty(site.shape, dtype=site.dtype, device=weight.device)
         if self.draw is None:
             z.normal_(generator=torch.Generator(weight.device).manual_seed(seed))
         else:
@@ -148,5 +150,5 @@ class NoiseController(GroupedController):
     def load(self, state: dict[str, Tensor]) -> None:
         """Take on a saved state, and lay the very noise that lay there when it was saved."""
         super().load(state)
-        self.generator.set_state(state["generator"])
+        self.generator.set_state(self.before)  # on the CPU, wherever the saved one is
         self._renew()
