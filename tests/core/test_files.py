@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import stat
+import warnings
 
 import pytest
 import torch
@@ -180,6 +181,35 @@ def test_a_file_of_the_first_format_is_read(path):
     assert torch.equal(loaded.model(x), saved.model(x))
     rewrite(path, facts=lambda f: f.pop("layers"), format=files.FIRST)
     refused(path, net(), ValueError, r"lack \['layers'")
+
+
+@pytest.mark.parametrize(
+    ("method", "old"),
+    [
+        (AdaLoRA(rank=3, target_rank=2, like="paper"), {"squared": True}),
+        (toolkit.LoRAPro(rank=2, like="code"), {"official_clock": True}),
+        (toolkit.IncreLoRA(like="library"),
+         {"normalise": "sqrt", "squared": False, "block_orthogonality": True}),
+        (toolkit.LoRAMGPO(rank=2, like="code"),
+         {"variant": "mgpo_code", "sigma": 0.03, "beta": 0.01, "refresh": 1, "seed": 0}),
+        (toolkit.LoRAGGPO(rank=2), {"rho": 0.05, "smoothing": 0.9, "sign": "source"}),
+    ],
+)  # fmt: skip
+def test_names_of_the_first_format_are_those_of_today(path, method, old):
+    adapted = adapt(net(), method, ["0"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        adapted.save(path)
+
+    def as_it_was(facts):
+        (one,) = facts.pop("methods")
+        facts.pop("moved")
+        values = one["hyperparameters"] | old
+        values.pop("like", None)
+        facts.update(method=one["slug"], hyperparameters=values)
+
+    rewrite(path, facts=as_it_was, format=files.FIRST)
+    assert toolkit.load(net(), path).method == method
 
 
 def test_facts_that_cannot_be_read(path):

@@ -196,18 +196,39 @@ def _of_the_first_format(
     new["moved"] = []
     if {"method", "hyperparameters", "layers"} <= facts.keys():
         slug = facts["method"]
-        one = {
-            "slug": slug,
-            "class": next((e.class_name for e in catalogue() if e.slug == slug), slug),
-            "hyperparameters": facts["hyperparameters"],
-            "sites": list(facts["layers"]),
-        }
+        found = next((e.class_name for e in catalogue() if e.slug == slug), slug)
+        name, values = _renamed(found, dict(facts["hyperparameters"]))
+        sites = list(facts["layers"])
+        one = {"slug": slug, "class": name, "hyperparameters": values, "sites": sites}
         new["methods"] = [one]
     start = "schedule."
     return new, {
         f"{start}0.{k.removeprefix(start)}" if k.startswith(start) else k: v
         for k, v in tensors.items()
     }
+
+
+def _renamed(name: str, values: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Class and hyperparameters of the first format under the names they have now."""
+    if name == "AdaLoRA" and values.pop("squared", False):
+        values["like"] = "paper"
+    elif name == "LoRAPro" and values.pop("official_clock", False):
+        values["like"] = "code"
+    elif name == "IncreLoRA" and "normalise" in values:
+        paper = values.pop("normalise") == "mean"
+        squared, blocks = values.pop("squared"), values.pop("block_orthogonality")
+        if paper != squared or (paper and blocks):
+            raise ValueError("its score follows one source and its penalty another")
+        values["like"] = "paper" if paper else "library" if blocks else "code"
+    elif name == "LoRAGGPO" and values.get("variant", "").startswith("mgpo"):
+        kept = ("rank", "alpha", "dropout", "rank_stabilised", "rho", "smoothing", "sign")
+        like = "code" if values["variant"] == "mgpo_code" else "paper"
+        keep_noise = {"keep_noise": values["keep_noise"]}
+        return "LoRAMGPO", {k: values[k] for k in kept} | {"like": like} | keep_noise
+    elif name == "LoRAGGPO":
+        for gone in ("rho", "smoothing", "sign"):
+            values.pop(gone, None)
+    return name, values
 
 
 def _check_fits(

@@ -230,9 +230,5 @@ class LowRankLayer(nn.Module):
             base, self.site, right, left, self.scale, self.dropout, self.training, args, kwargs
         )
 
-    def facts(self) -> dict[str, int]:
-        """What the report says of this layer."""
-        return {"rank": self.rank}
-
     def extra_repr(self) -> str:
         return f"rank={self.rank}, scale={self.scale:g}"

@@ -203,6 +203,9 @@ class IncreLoRALayer(LowRankLayer):
                 old[key].data.copy_(tensor.data)
                 self._parameters[key] = old[key]
 
+    def facts(self) -> dict[str, int]:
+        return {"rank": self.rank}
+
     def __getstate__(self) -> dict[str, Any]:
         # copies start without a controller, so nothing would read their scores
         return self.__dict__ | {"listening": False, "score": None}

@@ -178,4 +178,4 @@ class TriAdaptLoRALayer(LowRankLayer):
         self._set_widths(widths)
 
     def facts(self) -> dict[str, int]:
-        return super().facts() | {"blocks": len(self.widths)}
+        return {"rank": self.rank, "blocks": len(self.widths)}
