@@ -91,8 +91,9 @@ def test_every_page_is_in_the_table_of_contents_and_back() -> None:
 def test_every_method_has_its_four_files() -> None:
     for entry in catalogue():
         where = f"{entry.part}/{entry.slug}"
+        package = (ROOT / f"toolkit/{where}").is_dir()
         for path in (
-            f"toolkit/{where}.py",
+            f"toolkit/{where}/__init__.py" if package else f"toolkit/{where}.py",
             f"book/chapters/{where}.md",
             f"book/notebooks/{where}.ipynb",
             f"tests/{entry.part}/test_{entry.slug}.py",
