@@ -468,7 +468,7 @@ def test_a_step_that_a_scaler_skips_is_none():
 
 @pytest.mark.weekly  # every run: tests/contracts/test_two_processes.py
 def test_what_is_born_stays_equal_on_two_processes(tmp_path):
-    run_pair(Path(__file__).parent / "growing_pair.py", tmp_path)
+    run_pair(Path(__file__).parents[1] / "lowrank/growing_pair.py", tmp_path)
     verdicts = json.loads((tmp_path / "verdicts.json").read_text())
     assert len(verdicts) == 9
     assert {k: v for k, v in verdicts.items() if v != "same"} == {}

@@ -103,9 +103,11 @@ class TriangularController(GrowthController):
 
     def check_schedule(self) -> None:
         super().check_schedule()
-        m, settings = self.method, (self.total, self.target, len(self.layers))
+        m = self.method
         end = planned(
-            *settings,
+            self.total,
+            self.target,
+            len(self.layers),
             block=m.step_rank,
             growth=m.growth,
             warmup=m.warmup,

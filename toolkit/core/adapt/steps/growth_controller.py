@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from toolkit.core.adapt.steps.growth import Growth, check_fits, looks
 from toolkit.core.adapt.steps.growth_groups import GrowthGroups
-from toolkit.core.adapt.steps.ranks import RankController, Scorer
+from toolkit.core.adapt.steps.ranks import RankController
 
 
 class GrowthController(RankController):
@@ -32,9 +32,8 @@ class GrowthController(RankController):
         optimizer: holds the adapters' tensors in one group; no scheduler on it yet.
         total_steps: optimizer steps of the run. Nothing grows in later steps.
         growth: ranks that one layer gets at a look.
-        scorer: see the base class; it returns (N,) numbers.
         weight_decay: of grown tensors, see :class:`GrowthGroups`.
-        penalty: see the base class.
+        options: ``scorer``, which returns (N,) numbers, and ``penalty``: see the base class.
 
     Raises:
         ValueError: no ``total_steps``, a schedule or a target that does not fit, or an optimizer
@@ -51,20 +50,18 @@ class GrowthController(RankController):
         total_steps: int | None,
         *,
         growth: int,
-        scorer: Scorer | None = None,
         weight_decay: float | None = None,
-        penalty: str = "step",
+        **options: Any,
     ):
-        super().__init__(method, layers, optimizer, total_steps, scorer, penalty)
+        super().__init__(method, layers, optimizer, total_steps, **options)
         self.growth, self.warmup, self.interval = growth, method.warmup, method.interval
         self.check_schedule()
         self._record()
         missing = max(0, self.target - self.total)
         # a layer near its limit takes less than ``growth`` once, so one more growth may be needed
         short = sum(room % growth != 0 for room in self.rooms())
-        number = min(
-            looks(self.warmup, self.interval, self.total_steps), -(-missing // growth) + short
-        )
+        chances = looks(self.warmup, self.interval, self.total_steps)
+        number = min(chances, -(-missing // growth) + short)
         self.groups = GrowthGroups(
             optimizer,
             self.trained,

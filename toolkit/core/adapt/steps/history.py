@@ -102,12 +102,13 @@ class History(list[Record]):
             kept = [t.to("cpu", dtype) for t in tensors]
             return torch.stack(kept) if kept else torch.zeros(0, *width, dtype=dtype)
 
+        whole, real = torch.int64, torch.float32
         return {
-            "history.step": torch.tensor([r.step for r in self], dtype=torch.int64),
-            "history.total": torch.tensor([r.total for r in self], dtype=torch.int64),
-            "history.threshold": all_of([r.limit for r in self], (), torch.float32),
-            "history.scores": all_of([r.values for r in self], (sum(self.widths),), torch.float32),
-            "history.ranks": all_of([r.counts for r in self], (len(self.names),), torch.int64),
+            "history.step": torch.tensor([r.step for r in self], dtype=whole),
+            "history.total": torch.tensor([r.total for r in self], dtype=whole),
+            "history.threshold": all_of([r.limit for r in self], (), real),
+            "history.scores": all_of([r.values for r in self], (sum(self.widths),), real),
+            "history.ranks": all_of([r.counts for r in self], (len(self.names),), whole),
         }
 
     def load(self, state: Mapping[str, Tensor]) -> None:
