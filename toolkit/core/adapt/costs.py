@@ -56,7 +56,9 @@ def costs(adapted: Any) -> dict[str, int]:
     kept += list(adapted.extra.values())
     training = 3 * sum(p.nbytes for p in parameters)
     if adapted.controller is not None:
-        training += sum(t.nbytes for t in adapted.controller.state().values())
+        # a history is kept for plots, on the CPU, and training does not need it
+        state = adapted.controller.state().items()
+        training += sum(t.nbytes for key, t in state if "history." not in key)
     return {
         "trained": trained,
         "changed": changed,
