@@ -253,7 +253,7 @@ class Budgets:
         shown = sorted(self.spent.items(), key=lambda one: (KINDS.index(one[0].split()[0]), one[0]))
         for name, seconds in shown:
             limit = self.limit(name)
-            if seconds > limit / 2 or name.startswith(("contracts", "own", "total")):
+            if seconds > min(limit / 2, 10) or name.startswith(("contracts", "own", "total")):
                 say(f"{seconds:8.1f} s of {limit:6.1f}  {name}")
         for name in self.over():
             say(
