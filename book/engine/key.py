@@ -18,7 +18,7 @@ from typing import Any
 from book.engine.project import PACKAGE, EngineError, Project
 from book.engine.source import Source, tags
 from toolkit.core.runs import code
-from toolkit.core.runs.provenance import PACKAGES
+from toolkit.core.runs.provenance import pins
 
 FORMAT = 2  # raise it when the engine starts to make different pages from the same parts
 PARTS = ("cells", "code", "constraints", "data", "device", "format", "scale", "text")
@@ -63,13 +63,6 @@ def parts(
 def cells(source: Source) -> str:
     """Hash of the code cells."""
     return _hash([[c.source, "raises-exception" in tags(c)] for c in source.code])
-
-
-def pins(root: Path) -> str:
-    """Hash of the lines of ``constraints.txt`` for packages that numbers depend on."""
-    file = root / "constraints.txt"
-    lines = file.read_text(encoding="utf-8").split() if file.is_file() else []
-    return _hash(sorted(p for p in lines if p.lower().partition("==")[0] in PACKAGES))
 
 
 def digest(parts: Mapping[str, Any]) -> str:

@@ -10,6 +10,7 @@ from book.engine.plan import Task, parted, recorded
 from book.engine.project import Chapter, Project, write
 from book.engine.source import Source
 from toolkit.core.runs import code, results
+from toolkit.core.runs.provenance import pins
 
 CODE = {"cells", "code", "format", "text"}  # parts through which numbers are stale by code alone
 
@@ -56,7 +57,7 @@ def _against(task: Task, base: Source, sides: tuple[Side, Side], ran: set[str]) 
     if not clear.recorded_at(page["parts"], base, before):
         return [earlier]
     found = []
-    if task.parts["constraints"] != key.pins(before.root):
+    if task.parts["constraints"] != pins(before.root):
         found.append("the base pins other versions of packages")
     if changed.keys() & {"cells"} and not clear.same_cells(base, task.source):
         found.append("its cells differ in more than import lines")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import platform
 import subprocess
 from functools import cache
@@ -21,17 +22,24 @@ def provenance(root: Path, device: str, threads: int = 1) -> dict[str, Any]:
         device: "cpu" or "cuda".
         threads: PyTorch threads of each job.
     """
-    constraints = root / "constraints.txt"
     code, dirty = commit(root)
     return {
         "commit": code,
         "dirty": dirty,
         "versions": versions(),
-        "constraints": file_digest(constraints) if constraints.is_file() else "",
+        "constraints": pins(root),
         "device": device,
         "processor": processor(device),
         "threads": threads,
     }
+
+
+def pins(root: Path) -> str:
+    """Hash of the lines of ``constraints.txt`` for packages that numbers depend on."""
+    file = root / "constraints.txt"
+    lines = file.read_text(encoding="utf-8").split() if file.is_file() else []
+    pinned = sorted(p for p in lines if p.lower().partition("==")[0] in PACKAGES)
+    return hashlib.sha256(json.dumps(pinned).encode()).hexdigest()[:20]
 
 
 def commit(root: Path) -> tuple[str, bool]:
@@ -80,8 +88,3 @@ def processor(device: str = "cpu") -> str:
             if name.strip() in ("model name", "Model"):
                 return value.strip()
     return platform.processor() or platform.machine()
-
-
-def file_digest(path: Path) -> str:
-    """Twenty hex digits of a file's SHA-256; line endings do not count."""
-    return hashlib.sha256(path.read_bytes().replace(b"\r\n", b"\n")).hexdigest()[:20]
