@@ -8,8 +8,8 @@ RUN := $(BIN)/python -m book.engine
 export TOKENIZERS_PARALLELISM := false
 # tests start hundreds of processes: without compiled modules each would compile them anew
 unexport PYTHONDONTWRITEBYTECODE
-# tests run on all cores up to four, what belongs together in one process; WORKERS=0 for one alone
-WORKERS ?= logical
+# three processes fill two cores, as many tests wait for browsers and kernels; WORKERS=0 for one alone
+WORKERS ?= 3
 TESTS := $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
 
 .PHONY: book record try verify models test lint check weekly notebooks list bench serve course clean

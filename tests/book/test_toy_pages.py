@@ -105,9 +105,10 @@ def test_map_lists_the_catalogue_and_links_its_chapters(browser, toy):
 
     with visit(browser, toy, "book/map.html") as seen:
         rows = seen.page.locator(".method-map tbody tr")
-        assert rows.count() == len(catalogue())
+        shown = [entry for entry in catalogue() if entry.chapter]  # baselines have none
+        assert rows.count() == len(shown)
         text = seen.page.locator(".method-map").inner_text()
-        assert all(entry.title in text for entry in catalogue())
+        assert all(entry.title in text for entry in shown)
         seen.page.get_by_role("link", name="LoRA", exact=True).click()
         seen.page.wait_for_url(f"**/{CHAPTER}")
 
