@@ -30,7 +30,7 @@ class IncrementController(GrowthController):
             scale, as it does with the gradients.
         score_dtype: in which linear layers multiply input and output gradient for the score; None:
             their own. With ``torch.bfloat16`` on a processor with bfloat16 units a float32 model
-            is scored two to four times as fast, and a score moves by about 1e-4 of itself.
+            is scored two to four times as fast, and a score moves by about 1e-5 of itself.
         options: ``scorer``, ``weight_decay``, ``penalty``: see the base class.
     """
 

@@ -77,4 +77,5 @@ def increment_score(
         if base.padding_idx is not None:
             rows.masked_fill_((seen == base.padding_idx)[:, None], 0.0)
         G, right = rows.T, right[:, seen]
-    return (left @ right).mul_(G).abs_().sum()
+    # one dtype before the product: mixed ones are multiplied one by one
+    return (left @ right).mul_(G.to(left.dtype)).abs_().sum()
