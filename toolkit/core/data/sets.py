@@ -18,31 +18,11 @@ from typing import Any
 import numpy as np
 
 from toolkit.core.data import download, manifest, pretrained
-from toolkit.core.data.datasets import Images, Retrieval, Speech
+from toolkit.core.data.datasets import Images
 from toolkit.core.data.manifest import (
-    ChecksumError,
-    DataError,
-    DirectoryError,
-    DownloadError,
     directory,
 )
 from toolkit.core.data.readers import READERS
-
-__all__ = [
-    "ChecksumError",
-    "DataError",
-    "DirectoryError",
-    "DownloadError",
-    "Images",
-    "Retrieval",
-    "Speech",
-    "available",
-    "describe",
-    "digits",
-    "directory",
-    "hashes",
-    "load",
-]
 
 
 def _entries() -> dict[str, manifest.Entry]:
