@@ -61,7 +61,9 @@ def test_direction_and_starting_point():
     assert part(judged(losses, better="less"))["estimate"] == pytest.approx(3.0)
     near = judged(arms(-0.2), than=-3.0)  # at most 2 below
     assert near.verdict == "holds"
-    assert "counted from -3 points" in repr(evidence.ClaimsTable([near]))
+    words = repr(evidence.ClaimsTable([near]))
+    assert "margin: 1 point beyond \u22123" in words
+    assert "ours: digits: -0.20 [" in words  # what was measured, not counted from -3
     alone = Measured(dict(enumerate(values(72.0).tolist())))
     assert judged(alone, than=70.0).verdict == "holds"
     assert judged(alone, than=74.0, better="less").verdict == "holds"

@@ -57,17 +57,25 @@ def verdict_html(verdict: str, count: int | None = None) -> str:
     )
 
 
-def found_text(part: Mapping[str, Any], unit: str) -> str:
+def found_text(part: Mapping[str, Any], unit: str, than: float = 0.0) -> str:
     """Return a condition's effect as text: ``5.6 [4.6, 6.5] points (n = 20)``.
 
     Args:
         part: A condition, as recorded.
         unit: Unit of the effect.
+        than: Where the effect is counted from, in the claimed direction; the text counts from 0.
     """
     if part["estimate"] is None:
         return "no result"
-    fields = ("estimate", "low", "high", "n", "level", "method")
-    return Interval(*(part[field] for field in fields)).text(unit)
+    known = (part[field] for field in ("estimate", "low", "high"))
+    ends = (None if end is None else end + than for end in known)
+    return Interval(*ends, *(part[field] for field in ("n", "level", "method"))).text(unit)
+
+
+def counted_from(claim: Mapping[str, Any]) -> float:
+    """Where a claim's effect is counted from, in the claimed direction."""
+    than = claim.get("than") or 0.0
+    return -than if claim.get("better") == "less" else than
 
 
 def found_lines(claim: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
@@ -79,7 +87,7 @@ def found_lines(claim: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
     lines = []
     several = len(claim["conditions"]) > 1
     for part in claim["conditions"]:
-        line = found_text(part, claim["unit"])
+        line = found_text(part, claim["unit"], counted_from(claim))
         if part["name"]:
             line = f"{part['name']}: {line}"
         if several:
@@ -130,14 +138,9 @@ def margin_text(claim: Mapping[str, Any]) -> str:
     first, *rest = claim["unit"].split(" ")
     if claim["margin"] == 1 and len(first) > 3 and first.endswith("s") and first[-2] not in "se":
         first = first[:-1]  # 1 point, 1 nat per character
-    return " ".join([f"{claim['margin']:g}", first, *rest]).strip()
-
-
-def quantity_text(claim: Mapping[str, Any]) -> str:
-    """Return what was measured, and from where the effect is counted if not from 0."""
-    than = claim.get("than") or 0
-    start = f"counted from {than:g} {claim['unit']}" if than else ""
-    return "; ".join(filter(None, (claim.get("quantity"), start)))
+    text = " ".join([f"{claim['margin']:g}", first, *rest]).strip()
+    start = counted_from(claim)
+    return f"{text} beyond {start:g}".replace("-", "\u2212") if start else text
 
 
 def marks(claim: Mapping[str, Any]) -> list[str]:
@@ -148,7 +151,7 @@ def marks(claim: Mapping[str, Any]) -> list[str]:
 
 def claim_cells(claim: Mapping[str, Any]) -> dict[str, str]:
     """Return one claim as HTML by column."""
-    beside = (quantity_text(claim), claim.get("note"), *marks(claim))
+    beside = (claim.get("quantity"), claim.get("note"), *marks(claim))
     text = _escape(claim["text"]) + _small(*beside)
     ours = []
     for line, remarks in found_lines(claim):
@@ -282,8 +285,8 @@ class ClaimsTable:
                 lines.append(f"    all seeds together: {claim['pooled']}")
             source = "; ".join(filter(None, (owner_text(claim), where_text(claim))))
             lines.append(f"    source: {source}")
-            if quantity_text(claim):
-                lines.append(f"    effect: {quantity_text(claim)}")
+            if claim.get("quantity"):
+                lines.append(f"    effect: {claim['quantity']}")
             lines.append(f"    margin: {margin_text(claim)}")
             lines += [f"    {mark}" for mark in marks(claim)]
             for line, remarks in found_lines(claim):
