@@ -5,6 +5,8 @@
 'full fine-tuning'
 """
 
+from toolkit.core.show.card import card
+from toolkit.core.show.curves import curves, dots
 from toolkit.core.show.explorers import Explorer, explorer
 from toolkit.core.show.figures import (
     BASELINES,
@@ -18,6 +20,7 @@ from toolkit.core.show.figures import (
     style,
 )
 from toolkit.core.show.live import Controls, controls
+from toolkit.core.show.words import answer, costs, table
 
 __all__ = [
     "BASELINES",
@@ -25,12 +28,18 @@ __all__ = [
     "Controls",
     "Explorer",
     "Html",
+    "answer",
+    "card",
     "colour",
     "controls",
+    "costs",
+    "curves",
+    "dots",
     "explorer",
     "figure",
     "figure_html",
     "label",
     "look",
     "style",
+    "table",
 ]

@@ -104,7 +104,10 @@ def layers(
     }
     places = sorted(frame[x].unique().tolist())
     if numeric:
-        if len(places) <= 10:  # ticks where the results are
+        wide = log_x and places[-1] >= 100 * places[0]
+        if wide:  # ticks at powers of ten: labels of uneven places would cover each other
+            at_x["axis"]["format"] = "~s"
+        elif len(places) <= 10:  # ticks where the results are
             at_x["axis"]["values"] = [short(place) for place in places]
         at_x["scale"] = {"type": "log", "nice": False} if log_x else {"zero": False}
     else:

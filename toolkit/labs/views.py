@@ -1,0 +1,73 @@
+"""Tables over a lab's runs that several chapters show."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from toolkit.core.adapt.put import adapt
+from toolkit.core.evidence.intervals import interval
+
+
+def gain_share(runs: Any, judged: str, of: float) -> Any:
+    """How much of full training's gain each arm gets, seed by seed.
+
+    .. math:: 100\\,(x_{nothing} - x_{arm}) / (x_{nothing} - x_{full})
+
+    Args:
+        runs: Runs as a DataFrame with ``arm``, ``seed``, ``trained`` and what is judged; the arms
+            ``nothing`` and ``full`` among them.
+        judged: Column that is judged.
+        of: How many numbers full training trains.
+
+    Returns:
+        One row for each arm but ``nothing``: ``arm``, ``trained`` and ``part`` of the numbers in
+        per cent, ``share`` of the gain in per cent with the ends ``low`` and ``high`` of its
+        interval.
+    """
+    import pandas as pd
+
+    by_arm = runs.pivot(index="seed", columns="arm", values=judged)
+    whole = by_arm["nothing"] - by_arm["full"]
+    rows = []
+    for arm in by_arm.columns.drop("nothing"):
+        share = 100 * (by_arm["nothing"] - by_arm[arm]) / whole
+        known = share.nunique() > 1
+        end = interval(share) if known else None
+        trained = runs.loc[runs.arm == arm, "trained"].iloc[0]
+        rows.append({
+            "arm": arm, "trained": trained, "part": 100 * trained / of, "share": share.mean(),
+            "low": end.low if known else share.mean(), "high": end.high if known else share.mean(),
+        })  # fmt: skip
+    return pd.DataFrame(rows).sort_values("trained", ignore_index=True)
+
+
+def means(runs: Any, judged: str, arms: Sequence[str]) -> dict[str, float]:
+    """Mean of what is judged, by arm."""
+    return {arm: float(runs.loc[runs.arm == arm, judged].mean()) for arm in arms}
+
+
+def four_costs(
+    network: Callable[[], Any], targets: Any, methods: Mapping[str, Any]
+) -> dict[str, dict[str, float]]:
+    """The four costs of adapting a network by each method, beside full training with Adam.
+
+    Args:
+        network: Makes a fresh copy of the network.
+        targets: Layers that are adapted.
+        methods: Name of the arm -> method.
+
+    Returns:
+        Name -> the costs as ``adapted.costs()`` gives them; full training last, which keeps a
+        gradient and two moments for every number.
+    """
+    found: dict[str, dict[str, float]] = {
+        name: dict(adapt(network(), method, targets=targets).costs())
+        for name, method in methods.items()
+    }
+    parameters = list(network().parameters())
+    size, nbytes = sum(p.numel() for p in parameters), sum(p.nbytes for p in parameters)
+    found["full training"] = {
+        "trained": size, "changed": size, "stored_bytes": nbytes, "training_bytes": 3 * nbytes,
+    }  # fmt: skip
+    return found
