@@ -10,7 +10,7 @@ from pathlib import Path
 import joblib
 import psutil
 
-from book.engine import course, marks, notebooks, site, trial, verify
+from book.engine import course, marks, notebooks, practice, site, trial, verify
 from book.engine.options import chapter_options, limit_options, run_options
 from book.engine.plan import RULES, Failure, Task, assess, cuda_available, without_gpu
 from book.engine.progress import report
@@ -88,6 +88,7 @@ def record(project: Project, options: argparse.Namespace) -> int:
 
 def build(project: Project, options: argparse.Namespace) -> int:
     """``build``: tell what needs no measuring and render, also when a chapter failed."""
+    practice.write_all(project, print)  # first, as pages link to them
     failures = _execute(project, options, *assess(project, project.select([])))
     try:
         render(project, options)

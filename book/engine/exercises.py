@@ -29,7 +29,7 @@ class Exercise:
         name: of its check, without ``check_``.
         title: from its heading.
         number: from its heading.
-        check: code of the check cell.
+        check: code of the check cell: an import by name, or the check itself.
         stub: code of the student's start.
         solution: code of the right answer.
         wrong: code of each known wrong answer.
@@ -129,10 +129,11 @@ def _take(chapter: str, exercise: Exercise, kinds: list[str], code: str) -> None
     except SyntaxError as error:
         raise EngineError(f"{where}: the cell tagged {kind!r} is not Python: {error}") from error
     if kind == "check":
-        checks = [n.name for n in tree.body if isinstance(n, ast.FunctionDef)]
-        checks = [name for name in checks if name.startswith("check_")]
+        names = [n.name for n in tree.body if isinstance(n, ast.FunctionDef)]
+        names += [a.name for n in tree.body if isinstance(n, ast.ImportFrom) for a in n.names]
+        checks = [name for name in names if name.startswith("check_")]
         if len(checks) != 1:
-            raise EngineError(f"{where}: its check cell must define one function check_...")
+            raise EngineError(f"{where}: its check cell must define or import one check_...")
         exercise.name = checks[0].removeprefix("check_")
     elif kind == "attempt":
         exercise.answer = _answer(where, exercise.name, tree)

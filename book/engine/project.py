@@ -47,6 +47,11 @@ class Chapter:
         """The recorded notebook."""
         return self.root / "book" / "notebooks" / self.part / f"{self.slug}.ipynb"
 
+    @property
+    def practice(self) -> Path:
+        """The notebook for readers: the exercises, without solutions or outputs."""
+        return self.root / "book" / "practice" / self.part / f"{self.slug}.ipynb"
+
     def results(self, scale: str) -> Path:
         return self.root / "book" / "results" / f"{self.slug}.{scale}.json"
 

@@ -28,6 +28,9 @@ LIVE = (
     '<p class="live-only">This control moves when a kernel runs: open the chapter on Colab or in '
     "JupyterLab.</p>"
 )
+PROVENANCE = "@PROVENANCE@"  # in a source, stands for the line that tells of the recorded run
+LINKS = "@LINKS@"  # and this for the links to practice notebook, paper and code
+COLAB = "https://colab.research.google.com/github"
 CELL_FILE = re.compile(r"[^\s\"'<>]*ipykernel_\d+/\d+\.py")
 
 
@@ -63,6 +66,7 @@ def page(
     cells: list[NotebookNode] = []
     waiting = iter(outputs)
     count = 0
+    card = any(PROVENANCE in cell.source for cell in source.run)
     for place, cell in enumerate(source.run):
         text = cell.source.replace(TOKEN, repository)
         kept = {k: v for k, v in cell.metadata.items() if k not in ("papermill", "execution")}
@@ -73,10 +77,10 @@ def page(
             new = new_code_cell(text, metadata=kept, execution_count=count if provenance else None)
             new.outputs = [_numbered(output, count) for output in next(waiting)]
             cells.append(new)
-        elif place == 0 and provenance is not None:
+        elif place == 0 and provenance is not None and not card:
             cells += _titled(source, text, kept, provenance, repository)
         else:
-            cells.append(new_markdown_cell(text, metadata=kept))
+            cells += _told(source, text, kept, provenance, repository)
     for number, cell in enumerate(cells):
         cell["id"] = f"cell-{number:03d}"  # the same in each run, so that diffs show changes only
     notebook = new_notebook(cells=cells)
@@ -108,20 +112,55 @@ def _titled(
     return cells
 
 
+def _told(
+    source: Source,
+    text: str,
+    metadata: dict,
+    provenance: Mapping[str, Any] | None,
+    repository: str,
+) -> list[NotebookNode]:
+    """A Markdown cell; where it says @LINKS@ or @PROVENANCE@ on a line, what belongs there."""
+    before, mark, after = text.partition(PROVENANCE)
+    links = _links(source.chapter, provenance or {}, repository)
+    cells = []
+    for part in (before, after):
+        if words := part.replace(LINKS, links).strip():
+            cells.append(new_markdown_cell(words, metadata=dict(metadata)))
+    if mark and provenance is not None:
+        line = new_markdown_cell(_run_line(provenance), metadata={"tags": ["provenance"]})
+        cells.insert(1 if before.strip() else 0, line)
+    return cells
+
+
 def provenance_text(chapter: Chapter, provenance: Mapping[str, Any], repository: str) -> str:
     """Badges and one line: scale, device, versions, dates, duration and seeds."""
+    badges = _links(chapter, provenance, repository)
+    line = _run_line(provenance)
+    return "\n\n".join([badges, line] if badges else [line])
+
+
+def _links(chapter: Chapter, provenance: Mapping[str, Any], repository: str) -> str:
+    """Where a reader goes from a page: to practise, to the paper, to the official code."""
     badges = []
+    if repository.startswith("https://github.com/"):
+        home = repository.removeprefix("https://github.com/")
+        if chapter.practice.is_file():
+            place = chapter.practice.relative_to(chapter.root).as_posix()
+            badges.append(f"[Practise on Colab]({COLAB}/{home}/blob/main/{place})")
+            badges.append(f"[Download the practice notebook]({repository}/raw/main/{place})")
+        else:
+            place = chapter.page.relative_to(chapter.root).as_posix()
+            badges.append(f"[Open in Colab]({COLAB}/{home}/blob/main/{place})")
     links = provenance.get("links", {})
     if paper := links.get("paper"):
         badges.append(f"[Paper: arXiv {paper}](https://arxiv.org/abs/{paper})")
     if code := links.get("code"):
         address = code if "://" in code else f"https://github.com/{code}"
         badges.append(f"[Official code]({address})")
-    if repository.startswith("https://github.com/"):
-        home = repository.removeprefix("https://github.com/")
-        place = chapter.page.relative_to(chapter.root).as_posix()
-        colab = f"https://colab.research.google.com/github/{home}/blob/main/{place}"
-        badges.append(f"[Open in Colab]({colab})")
+    return " · ".join(badges)
+
+
+def _run_line(provenance: Mapping[str, Any]) -> str:
     names = {"python": "Python", "torch": "PyTorch", "toolkit": "toolkit"}
     versions = [f"{names[k]} {v}" for k, v in provenance["versions"].items() if v]
     facts = [
@@ -133,8 +172,7 @@ def provenance_text(chapter: Chapter, provenance: Mapping[str, Any], repository:
         _duration(provenance["seconds"]),
         _seeds(provenance.get("seeds") or []),
     ]
-    line = f"*Recorded run:* {' · '.join(filter(None, facts))}"
-    return "\n\n".join([" · ".join(badges), line] if badges else [line])
+    return f"*Recorded run:* {' · '.join(filter(None, facts))}"
 
 
 def _duration(seconds: float) -> str:

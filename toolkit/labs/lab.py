@@ -332,7 +332,7 @@ def labs() -> dict[str, str]:
     """Slug -> module of every lab, from the file names; nothing is imported."""
     found = {}
     for path in sorted(Path(__file__).parent.glob("*/*.py")):
-        if path.parent.name != "beds" and path.stem != "__init__":
+        if path.parent.name not in ("beds", "exercises") and path.stem != "__init__":
             found[path.stem] = f"toolkit.labs.{path.parent.name}.{path.stem}"
     return found
 

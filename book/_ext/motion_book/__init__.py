@@ -4,6 +4,7 @@ write themselves.
 - :mod:`motion_book.assets`: page scripts, styles, the chart runtime and MathJax, all local.
 - :mod:`motion_book.repository`: the repository's address, read from ``pyproject.toml``.
 - :mod:`motion_book.marks`: a line on pages whose numbers were measured with earlier code.
+- :mod:`motion_book.practice`: buttons that lead to a chapter's practice notebook.
 - :mod:`motion_book.tables`: the directive ``method-map``.
 - :mod:`motion_book.ledger`: the directive ``claims-ledger``.
 - :mod:`motion_book.beds`: the directive ``bed-tables``.
@@ -23,10 +24,11 @@ def setup(app: Sphinx) -> dict[str, Any]:
     """Register the extension with Sphinx."""
     if importlib.util.find_spec("toolkit") is None:  # a checkout whose toolkit is not installed
         sys.path.insert(0, str(app.srcdir))
-    from motion_book import assets, beds, ledger, marks, reference, repository, tables
+    from motion_book import assets, beds, ledger, marks, practice, reference, repository, tables
 
     assets.setup(app)
     marks.setup(app)
+    practice.setup(app)
     repository.setup(app)
     tables.setup(app)
     ledger.setup(app)

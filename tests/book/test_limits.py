@@ -1,0 +1,160 @@
+"""Chapters keep the limits of their form; those of the first form, which exceed them, are named."""
+
+from __future__ import annotations
+
+import copy
+import textwrap
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+from book.engine.practice import has_practice
+from book.engine.project import Chapter, Project
+from book.engine.source import Source, read
+from tests.book import limits
+from tests.book.engine_toy import REPOSITORY
+from tests.book.page_checks import visit
+from toolkit.core import show
+
+PROJECT = Project(REPOSITORY)
+CHAPTERS = list(PROJECT.chapters.values())
+NEW = [c for c in CHAPTERS if has_practice(read(c))]
+FIRST_FORM = [c for c in CHAPTERS if c not in NEW]
+named = {"ids": lambda chapter: chapter.slug}
+
+
+def problems(chapter: Chapter) -> list[str]:
+    text = chapter.source.read_text(encoding="utf-8")
+    page = nbformat.read(chapter.page, as_version=4)
+    return limits.of_source(read(chapter), text) + limits.of_page(page)
+
+
+@pytest.mark.parametrize("chapter", NEW, **named)
+def test_sources_and_pages_keep_the_limits(chapter: Chapter) -> None:
+    assert problems(chapter) == []
+
+
+@pytest.mark.parametrize("chapter", FIRST_FORM, **named)
+def test_chapters_of_the_first_form_exceed_them(chapter: Chapter) -> None:
+    assert problems(chapter)
+
+
+def seen(browser, site, chapter: Chapter) -> tuple[list[str], list[str]]:
+    path = chapter.page.relative_to(REPOSITORY).with_suffix(".html").as_posix()
+    with visit(browser, site, path, limits.WINDOW[0]) as window:
+        wide = limits.of_screen(window.page)
+        window.resize(390)
+        return wide, limits.of_screen(window.page, phone=True)
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("chapter", NEW, **named)
+def test_readers_see_fifteen_screens_and_the_card_on_the_first(browser, site, chapter) -> None:
+    assert seen(browser, site, chapter) == ([], [])
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("chapter", FIRST_FORM[:1], **named)
+def test_a_page_of_the_first_form_is_too_long(browser, site, chapter) -> None:
+    wide, _ = seen(browser, site, chapter)
+    assert any("screens" in problem for problem in wide)
+    assert "no card" in wide
+
+
+def changed(code: str = "", prose: str = "") -> Source:
+    """LoRA's chapter with one cell more."""
+    source = copy.deepcopy(read(NEW[0]))
+    source.cells.append(new_code_cell(code) if code else new_markdown_cell(prose))
+    return source
+
+
+@pytest.mark.parametrize(
+    ("source", "word"),
+    [
+        (changed("\n".join(f"x{i} = {i}" for i in range(150))), "visible lines of code"),
+        (changed("x = 1\n" * 26), "visible cell of 26 lines"),
+        (changed("x = " + "1 + " * 30 + "1"), "characters"),
+        (changed(prose="It works. If the lines part, the claim holds."), "begins with If"),
+    ],
+)
+def test_each_limit_of_a_source_is_seen(source: Source, word: str) -> None:
+    assert any(word in problem for problem in limits.of_source(source, "short"))
+
+
+def test_a_long_source_is_seen() -> None:
+    assert "700 lines of source" in limits.of_source(read(NEW[0]), "x\n" * 700)[-1]
+
+
+def page(*shown: str | None) -> nbformat.NotebookNode:
+    """A page of cells: HTML of an output, or None for a paragraph."""
+    cells = []
+    for html in shown:
+        output = [new_output("display_data", data={"text/html": html})] if html else []
+        cells.append(
+            new_code_cell("display(x)", outputs=output) if html else new_markdown_cell("So.")
+        )
+    return new_notebook(cells=cells)
+
+
+FIGURE = '<figure class="house-figure"></figure>'
+
+
+@pytest.mark.parametrize(
+    ("notebook", "word"),
+    [
+        (page(*[FIGURE, None] * 8), "8 figures"),
+        (page(FIGURE, FIGURE, None), "no answer below"),
+        (page('<table class="house-table"></table>'), "no answer below"),
+        (page(FIGURE, show.answer("If it rises, it holds.")._repr_html_()), "begins with If"),
+    ],
+)
+def test_each_limit_of_a_page_is_seen(notebook: nbformat.NotebookNode, word: str) -> None:
+    assert any(word in problem for problem in limits.of_page(notebook))
+
+
+def test_answers_and_paragraphs_count_as_answers() -> None:
+    assert limits.of_page(page(FIGURE, None, FIGURE, show.answer("So.")._repr_html_())) == []
+
+
+def explorer(y: list[float]) -> dict:
+    import pandas as pd
+
+    rows = [(s, c, x) for s in ("a", "b") for c in (1, 2, 3) for x in (0, 1)]
+    frame = pd.DataFrame(rows, columns=["line", "size", "x"]).assign(y=y)
+    return show.explorer(frame, "x", "y", "line", ["size"], title="t", alt="t").spec
+
+
+def test_an_axis_left_empty_and_a_hidden_series_are_seen() -> None:
+    good = [0, 10, 0, 9, 0, 8, 10, 0, 9, 0, 8, 0]
+    assert limits.of_explorer(explorer(good)) == []
+    empty = [0, 10, 4, 5, 0, 8, 10, 0, 5, 4, 8, 0]
+    assert "(2,) fills less than 40%" in limits.of_explorer(explorer(empty))[0]
+    hidden = [0, 10, 0, 9, 0, 8, 10, 0, 0, 9, 8, 0]  # at size 2, where it starts
+    assert "a and b lie upon each other" in limits.of_explorer(explorer(hidden))[0]
+
+
+LOW = "<div style='height:950px'></div>"
+NARROW = "<div style='width:300px' class='output'>"
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize(
+    ("body", "word"),
+    [
+        ("<div style='height:14000px'></div>", "screens"),
+        ("<p>" + "word " * 2001 + "</p>", "2001 words"),
+        (LOW + "<section class='card-first'>x</section>", "the card ends"),
+        ("<p>x</p>", "no card"),
+        (NARROW + "<table style='width:500px'><tr><td>x</table></div>", "wider than its column"),
+    ],
+)
+def test_each_limit_of_a_screen_is_seen(browser, tmp_path: Path, body: str, word: str) -> None:
+    width, height = limits.WINDOW
+    window = browser.new_page(viewport={"width": width, "height": height})
+    try:
+        window.set_content(textwrap.dedent(f"<article class='bd-article'>{body}</article>"))
+        assert any(word in problem for problem in limits.of_screen(window))
+    finally:
+        window.close()

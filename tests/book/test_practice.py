@@ -1,0 +1,108 @@
+"""Practice notebooks are today's, plain, run from top to bottom, and hold no solution."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from book.engine import practice, record
+from book.engine.exercises import exercises
+from book.engine.project import Chapter, EngineError, Project
+from book.engine.source import read
+from tests.book.engine_toy import REPOSITORY
+
+PROJECT = Project(REPOSITORY)
+CHAPTERS = [c for c in PROJECT.chapters.values() if practice.has_practice(read(c))]
+
+
+@pytest.fixture(params=CHAPTERS, ids=lambda chapter: chapter.slug)
+def chapter(request: pytest.FixtureRequest) -> Chapter:
+    return request.param
+
+
+def test_there_are_some() -> None:
+    assert CHAPTERS
+
+
+def test_committed_notebooks_are_those_of_the_sources(chapter: Chapter) -> None:
+    made = record.text_of(practice.notebook(read(chapter), PROJECT.repository))
+    assert chapter.practice.read_text(encoding="utf-8") == made, "run: make book"
+
+
+def test_none_is_left_behind() -> None:
+    there = set((REPOSITORY / "book" / "practice").glob("*/*.ipynb"))
+    assert there == {c.practice for c in CHAPTERS}
+
+
+def cells(chapter: Chapter) -> list[str]:
+    notebook = nbformat.read(chapter.practice, as_version=4)
+    nbformat.validate(notebook)
+    assert all(not c.outputs for c in notebook.cells if c.cell_type == "code")
+    return [c.source for c in notebook.cells if c.cell_type == "code"]
+
+
+def run(codes: list[str]) -> str:
+    """What the cells print, run in one name space; installing on Colab is left out."""
+    space: dict = {"__name__": "practice"}
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        for code in codes:
+            if "%pip" not in code:
+                exec(compile(code, "<practice>", "exec"), space)
+    return said.getvalue()
+
+
+def test_stubs_say_that_there_is_no_answer(chapter: Chapter) -> None:
+    said = run(cells(chapter)).lower()
+    assert said.count("not yet: there is no answer yet") == len(exercises(chapter.source))
+
+
+def test_answers_in_place_of_the_stubs_are_judged(chapter: Chapter) -> None:
+    """With solutions all checks say right; with each wrong answer its own hint."""
+    codes, tasks = cells(chapter), exercises(chapter.source)
+    start = next(i for i, code in enumerate(codes) if code == tasks[0].check)
+    begun = codes[:start] if "toolkit" not in tasks[0].check else []
+
+    def with_answers(answers: dict[str, str]) -> str:
+        replaced = [answers.get(code, code) for code in codes[start:]]
+        return run([*begun, *replaced])
+
+    right = with_answers({task.stub: task.solution for task in tasks})
+    assert right.count("Right:") == len(tasks), right
+    for task in tasks:
+        hints = {with_answers({task.stub: code}) for code in task.wrong}
+        assert len(hints) == len(task.wrong)
+        assert all("Right" not in hint for hint in hints)
+
+
+def test_no_solution_and_no_myst_in_the_notebook(chapter: Chapter) -> None:
+    text = chapter.practice.read_text(encoding="utf-8")
+    notebook = nbformat.reads(text, as_version=4)
+    prose = "\n".join(c.source for c in notebook.cells if c.cell_type == "markdown")
+    assert not practice.MYST.search(prose)
+    squeezed = re.sub(r"\s+", "", "\n".join(c.source for c in notebook.cells))
+    for task in exercises(chapter.source):
+        assert re.sub(r"\s+", "", task.solution) not in squeezed
+    checks = (REPOSITORY / f"toolkit/labs/exercises/{chapter.slug}.py").read_text(encoding="utf-8")
+    for task in exercises(chapter.source):
+        assert re.sub(r"\s+", "", task.solution) not in re.sub(r"\s+", "", checks)
+
+
+def test_a_section_that_colab_cannot_show_is_refused(tmp_path: Path) -> None:
+    source = read(CHAPTERS[0])
+    last = next(c for c in source.cells if "## Idea" in c.source)
+    last.source += "\n\n```{admonition} Mind\nthis\n```"
+    with pytest.raises(EngineError, match="Colab shows it raw"):
+        practice.notebook(source, "")
+
+
+def test_a_missing_section_is_named() -> None:
+    source = read(CHAPTERS[0])
+    source.cells = [c for c in source.cells if "## Method" not in c.source]
+    with pytest.raises(EngineError, match="'## Method'"):
+        practice.notebook(source, "")

@@ -1,0 +1,1 @@
+"""Checks of the exercises, by chapter: what a chapter or a practice notebook imports by name."""
