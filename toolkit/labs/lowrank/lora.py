@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from toolkit.core import data, nets
 from toolkit.core.adapt.put import adapt
@@ -146,6 +147,43 @@ def digits_lora(
     return _trained(task, *lora_student(task.base, rank, seed), rate, seed, steps)
 
 
+def digits_cut(
+    arm: str, rate: float, seed: int, steps: int, pretraining: int, ranks: list[int]
+) -> dict[str, Any]:
+    """Everything trains; afterwards the change of both hidden layers is cut to each rank."""
+    task = digits_task(seed, pretraining)
+    model = copy.deepcopy(task.base).requires_grad_(True)
+    fit(model, model.parameters(), task.train, steps, rate, seed)
+    old = {name: task.base.get_submodule(name).weight for name in HIDDEN}
+    changes = {
+        name: torch.linalg.svd((model.get_submodule(name).weight - old[name]).detach())
+        for name in HIDDEN
+    }
+    found = {}
+    for rank in ranks:
+        cut = {
+            f"{name}.weight": old[name] + (U[:, :rank] * values[:rank]) @ V[:rank]
+            for name, (U, values, V) in changes.items()
+        }
+        with torch.no_grad():
+            scores = functional_call(model, cut, (task.test[0],))
+        found[f"rank {rank}"] = 100 * (scores.argmax(1) == task.test[1]).double().mean().item()
+    return found
+
+
+def merged_twice(rank: int, rate: float, seed: int, steps: int, pretraining: int) -> dict[str, Any]:
+    """LoRA and the head train; then its difference is added to the weights once, and twice."""
+    task = digits_task(seed, pretraining)
+    model, parameters = lora_student(task.base, rank, seed)
+    fit(model, parameters, task.train, steps, rate, seed)
+    once = accuracy(model, task.test)
+    with torch.no_grad():  # a silent merge adds to the weight and leaves the factors in force
+        for name in HIDDEN:
+            layer = model.get_submodule(name)
+            layer.base.weight += layer.adapter.delta()
+    return {"once": once, "twice": accuracy(model, task.test)}
+
+
 def scale_run(
     optimiser: str, rank: int, s: float, rate: float, seed: int, steps: int, pretraining: int
 ) -> dict[str, Any]:
@@ -266,6 +304,14 @@ def _digits(runs: Runs, scale: Scale, n: int, size: dict[str, Any]) -> None:
         {"arm": arm, **more, "rate": found[arm].rate, "seed": seed, **size}
         for arm, more in chosen.items() for seed in seeds
     ])  # fmt: skip
+    ranks = [more["rank"] for more in chosen.values() if "rank" in more]
+    runs.table("digits, cut afterwards", digits_cut, [
+        {"arm": "cut", "rate": found["full"].rate, "seed": seed, "ranks": ranks, **size}
+        for seed in seeds
+    ])  # fmt: skip
+    runs.table("merged twice", merged_twice, [
+        {"rank": 8, "rate": found["rank 8"].rate, "seed": seed, **size} for seed in seeds
+    ])  # fmt: skip
 
 
 def _texts(
@@ -322,11 +368,11 @@ CLAIMS = (
         ),
     ),
     Claim(
-        "quality-nats",
-        "With far fewer trained numbers LoRA of rank 8 is at most 0.05 nats above full training.",
-        whose="paper", unit="nats per character", margin=0.02, than=-0.07, better="less",
-        quantity="log-loss on abstracts, LoRA of rank 8 below full training, from 0.07 above",
-        reason="0.02 nats are two per cent of a character's probability",
+        "behind-nats",
+        "On new text full training ends at least 0.05 nats per character below LoRA of rank 8.",
+        whose="ours", unit="nats per character", margin=0.05, better="less",
+        quantity="log-loss on abstracts, full training below LoRA of rank 8",
+        reason="0.05 nats are five per cent of a character's probability",
         conditions=(Condition("abstracts", n=8, spread=0.006, decides=True),),
     ),
     Claim(
@@ -399,7 +445,7 @@ def judge(found: Found) -> dict[str, dict[str, Measured]]:
             "digits": digits("rank 8", "full"),
             "film reviews": on("reviews", accuracy, "rank 8", "full"),
         },
-        "quality-nats": {"abstracts": on("abstracts", "test", "rank 8", "full")},
+        "behind-nats": {"abstracts": on("abstracts", "test", "full", "rank 8")},
         "rank-points": {
             "digits": digits("rank 8", "rank 1"),
             "film reviews": on("reviews", accuracy, "rank 8", "rank 1"),
