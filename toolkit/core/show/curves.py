@@ -39,8 +39,8 @@ def curves(
         fig, ax = plt.subplots()
         for name in levels:
             runs = table[table[arm] == name]
-            hue = look(name) if name != "nothing" else {"color": "#BBBBBB", "linestyle": ":"}
-            ax.axhline(runs[y].mean(), color=hue["color"], linestyle=hue["linestyle"],
+            line = look(name) if name != "nothing" else {"color": "#BBBBBB", "linestyle": ":"}
+            ax.axhline(runs[y].mean(), color=line["color"], linestyle=line["linestyle"],
                        label=names.get(name) or label(name))  # fmt: skip
         marks = zip("osD^vP", ("-", "--", "-.", ":", "-", "--"), strict=True)
         for (name, title), (mark, dash) in zip(

@@ -265,15 +265,15 @@ def measure(runs: Runs, scale: Scale) -> None:
     """Every run of the lab: first each search for rates, then the runs that are reported."""
     n = scale.pick(ci=4, cpu=20, gpu=20)
     few = scale.pick(ci=4, cpu=8, gpu=20)
-    size = {"pretraining": scale.pick(ci=60, cpu=400, gpu=400)}
-    steps = {"steps": scale.pick(ci=20, cpu=300, gpu=300)}
+    size = {"pretraining": scale.pick(ci=30, cpu=400, gpu=400)}
+    steps = {"steps": scale.pick(ci=10, cpu=300, gpu=300)}
     _digits(runs, scale, n, size | steps)
     where = {"scale": scale.name}
     starts = {"head": 2e-2, "full": 4e-3, "rank 2": 1.6e-2, "rank 8": 1.6e-2}
     _texts(runs, scale, "abstracts", ABSTRACTS, starts, few, where)
     starts = {"head": 1.6e-2, "full": 2.5e-4, "rank 1": 4e-3, "rank 8": 4e-3}
     _texts(runs, scale, "reviews", REVIEWS, starts, few, where)
-    size |= {"steps": scale.pick(ci=8, cpu=100, gpu=100)}
+    size |= {"steps": scale.pick(ci=4, cpu=100, gpu=100)}
     _scales(runs, scale, n, size)
     runs.table(
         "first draw", first_draw_run,
@@ -349,7 +349,10 @@ def _scales(runs: Runs, scale: Scale, n: int, size: dict[str, Any]) -> None:
         }
         jobs += grid(**axes, rank=4, seed=seeds, **size)
         jobs += grid(
-            **axes, rank=scale.pick(ci=[1], cpu=[1, 8], gpu=[1, 8]), seed=[0, 1, 2], **size
+            **axes,
+            rank=scale.pick(ci=[1], cpu=[1, 8], gpu=[1, 8]),
+            seed=scale.pick(ci=[0], cpu=[0, 1, 2], gpu=[0, 1, 2]),
+            **size,
         )
     runs.table("scale", scale_run, jobs)
 
