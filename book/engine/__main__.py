@@ -14,8 +14,9 @@ from book.engine import course, marks, notebooks, site, trial, verify
 from book.engine.options import chapter_options, limit_options, run_options
 from book.engine.plan import RULES, Failure, Task, assess, cuda_available, without_gpu
 from book.engine.progress import report
-from book.engine.project import EngineError, Project
+from book.engine.project import EngineError, Project, no_room
 from book.engine.schedule import Budget, run_tasks, stopping
+from toolkit.core.program import run_program
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -28,6 +29,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return options.command(project, options)
     except EngineError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if not (words := no_room(project, error)):
+            raise
+        print(f"error: {words}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped; finished chapters are kept, run again to go on", file=sys.stderr)
@@ -216,4 +222,4 @@ def serve(project: Project, options: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program(main))

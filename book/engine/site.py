@@ -13,7 +13,7 @@ from typing import Any
 import filelock
 import yaml
 
-from book.engine.project import EngineError, Project
+from book.engine.project import EngineError, Project, no_room
 
 PROGRAM = "import sys; from jupyter_book.cli.main import main; sys.exit(main())"
 
@@ -53,9 +53,12 @@ def render(project: Project, say: Callable[[str], None], *, everything: bool = F
             stderr=subprocess.STDOUT,
         )
     words = log.read_text(encoding="utf-8", errors="replace")
+    missing = [page for page in toc_pages(project) if not (site(project) / page).is_file()]
+    if (done.returncode or missing) and (full := no_room(project)):
+        raise EngineError(f"the pages are not whole: {full}")
     if done.returncode:
         raise EngineError(f"jupyter-book failed:\n{words[-4000:].strip()}")
-    if missing := [page for page in toc_pages(project) if not (site(project) / page).is_file()]:
+    if missing:
         raise EngineError(
             f"these pages of _toc.yml were not rendered: {', '.join(missing)}; see "
             f"{log.relative_to(project.root)}"

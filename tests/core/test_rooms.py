@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 ROOMS = (
-    "io", "seeds", "scale", "declare", "states", "data", "nets", "adapt", "baselines", "train",
+    "io", "program", "seeds", "scale", "declare", "states", "data", "nets", "adapt", "baselines", "train",
     "lanes", "sample", "runs", "evidence", "show", "sweep",
 )  # fmt: skip
 PARTS = (
