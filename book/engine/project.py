@@ -181,7 +181,6 @@ def write(path: Path, text: str) -> None:
     io.write_text(path, text)
 
 
-
 def no_room(project: Project, error: BaseException | None = None) -> str:
     """Words on a full disk, if that is why something failed; '' if it is not.
 

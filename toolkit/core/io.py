@@ -14,7 +14,7 @@ from pathlib import Path
 try:
     import fcntl
 except ImportError:  # Windows: what a killed process left there stays until it is removed by hand
-    fcntl = None  # type: ignore[assignment]
+    fcntl = None
 
 LEFT = re.compile(r"\..*\.[0-9a-f]{12}\.pim-part")
 FULL = (errno.ENOSPC, errno.EDQUOT)
