@@ -16,6 +16,7 @@ from book.engine.plan import RULES, Failure, Task, assess, cuda_available, witho
 from book.engine.progress import report
 from book.engine.project import EngineError, Project, no_room
 from book.engine.schedule import Budget, run_tasks, stopping
+from book.engine.serve import server
 from toolkit.core.program import run_program
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -212,7 +213,7 @@ def make_course(project: Project, options: argparse.Namespace) -> int:
 
 def serve(project: Project, options: argparse.Namespace) -> int:
     """``serve``: until Ctrl-C."""
-    with site.server(project, options.port) as running:
+    with server(project, options.port) as running:
         print(f"http://127.0.0.1:{running.server_address[1]}/  (Ctrl-C ends it)", flush=True)
         try:
             running.serve_forever()
