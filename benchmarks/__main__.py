@@ -14,6 +14,7 @@ from pathlib import Path
 
 import benchmarks
 from benchmarks.rows import log
+from toolkit.core.program import run_program
 
 
 def suites() -> list[str]:
@@ -43,4 +44,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run_program(main))

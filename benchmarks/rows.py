@@ -72,6 +72,8 @@ class Log:
         """Go on after an exception, which is noted as the failure of this row."""
         try:
             yield
+        except BrokenPipeError:  # nobody reads the rows any more
+            raise
         except Exception as error:
             self.failures.append(f"{name}: {type(error).__name__}: {error}")
 

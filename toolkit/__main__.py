@@ -8,8 +8,10 @@ import json
 import sys
 from typing import Any
 
+from toolkit.core import io
 from toolkit.core.declare.catalogue import Entry, broken, catalogue, entry
 from toolkit.core.declare.fields import Hyper
+from toolkit.core.program import run_program
 from toolkit.labs import command as lab_command
 
 
@@ -37,6 +39,9 @@ def main(arguments: list[str] | None = None) -> int:
         return args.do(args)
     except (ImportError, KeyError, TypeError, ValueError) as error:
         print(f"error: {error.args[0] if error.args else error}", file=sys.stderr)
+        return 2
+    except io.DiskFull as error:
+        print(f"error: {error}", file=sys.stderr)
         return 2
 
 
@@ -175,4 +180,4 @@ def trial(e: Entry, chosen: dict[str, Any], steps: int, lr: float, seed: int) ->
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program(main))

@@ -14,8 +14,10 @@ from book.engine import course, marks, notebooks, practice, site, trial, verify
 from book.engine.options import chapter_options, limit_options, run_options
 from book.engine.plan import RULES, Failure, Task, assess, cuda_available, without_gpu
 from book.engine.progress import report
-from book.engine.project import EngineError, Project
+from book.engine.project import EngineError, Project, no_room
 from book.engine.schedule import Budget, run_tasks, stopping
+from book.engine.serve import server
+from toolkit.core.program import run_program
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -28,6 +30,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return options.command(project, options)
     except EngineError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if not (words := no_room(project, error)):
+            raise
+        print(f"error: {words}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped; finished chapters are kept, run again to go on", file=sys.stderr)
@@ -207,7 +214,7 @@ def make_course(project: Project, options: argparse.Namespace) -> int:
 
 def serve(project: Project, options: argparse.Namespace) -> int:
     """``serve``: until Ctrl-C."""
-    with site.server(project, options.port) as running:
+    with server(project, options.port) as running:
         print(f"http://127.0.0.1:{running.server_address[1]}/  (Ctrl-C ends it)", flush=True)
         try:
             running.serve_forever()
@@ -217,4 +224,4 @@ def serve(project: Project, options: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program(main))

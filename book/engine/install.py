@@ -11,8 +11,9 @@ from typing import Any
 from book.engine import key, lab, record
 from book.engine.origin import origin
 from book.engine.plan import Failure, Task
-from book.engine.project import SCALES, Project, sweep_leftovers, write
+from book.engine.project import SCALES, Project, write
 from book.engine.watch import Limits, Place, run_chapter
+from toolkit.core.io import sweep
 
 
 def record_chapter(
@@ -37,8 +38,8 @@ def record_chapter(
     chapter, scratch = task.chapter, task.chapter.scratch
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
-    sweep_leftovers(chapter.page)
-    sweep_leftovers(chapter.results(task.scale))
+    for place in (chapter.page, chapter.results(task.scale), chapter.times(task.scale)):
+        sweep(place.parent)
     whence = origin(project, chapter, task.scale)
     try:
         if chapter.lab is not None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import difflib
 import re
+import tempfile
 import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from toolkit.core.io import write_text
+from toolkit.core import io
 
 SCALES = ("ci", "cpu", "gpu")
 PACKAGE = "toolkit"
@@ -182,10 +183,22 @@ def check_scale(word: str) -> str:
 
 def write(path: Path, text: str) -> None:
     """Write a file whole or not at all: beside it first, then moved into place."""
-    write_text(path, text)
+    io.write_text(path, text)
 
 
-def sweep_leftovers(path: Path) -> None:
-    """Remove what a killed run left beside ``path``. Call it with the chapter's lock held."""
-    for left in path.parent.glob(f".{path.name}.*"):
-        left.unlink(missing_ok=True)
+def no_room(project: Project, error: BaseException | None = None) -> str:
+    """Words on a full disk, if that is why something failed; '' if it is not.
+
+    Args:
+        project: whose folders, and the one for temporary files, are asked.
+        error: what went wrong; left out where a program of its own failed.
+    """
+    if isinstance(error, io.DiskFull):
+        return str(error)
+    if error is not None and not io.is_full(project.root, error):
+        return ""
+    places = (project.root / "_build", project.root / "book", Path(tempfile.gettempdir()))
+    full = [place for place in places if io.is_full(place)]
+    if error is not None and not full:  # freed meanwhile, or a quota
+        full = [Path(getattr(error, "filename", None) or places[0])]
+    return str(io.DiskFull(full[0])) if full else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import shutil
 import signal
@@ -17,7 +18,7 @@ import filelock
 from book.engine.install import record_chapter, refresh_chapter
 from book.engine.plan import Failure, Task, assess, recorded
 from book.engine.progress import Progress
-from book.engine.project import EngineError, Project
+from book.engine.project import EngineError, Project, no_room
 from book.engine.record import SIZE_LIMIT
 from book.engine.watch import Limits, Stopped
 
@@ -159,6 +160,8 @@ def _one(
                 progress.line(f"{name}: its lab measures at {current.scale}")
             with MEASURING if measures else contextlib.nullcontext():
                 failure = record_chapter(current, project, limits, cell, stop)
+            if failure and (words := no_room(project)):
+                failure = dataclasses.replace(failure, message=f"{words} ({failure.message})")
             progress.line(f"{name}: FAILED" if failure else _recorded_line(current))
             return failure
     except (Stopped, KeyboardInterrupt):
@@ -166,7 +169,8 @@ def _one(
     except Exception as error:  # the trouble of one chapter must not end the others
         text = "" if isinstance(error, EngineError) else traceback.format_exc()
         kept = task.chapter.page.is_file()
-        return Failure(name, f"{type(error).__name__}: {error}", traceback=text, kept=kept)
+        words = no_room(project, error) or f"{type(error).__name__}: {error}"
+        return Failure(name, words, traceback=text, kept=kept)
     finally:
         progress.done(name)
 

@@ -1,9 +1,7 @@
-"""Rendering the recorded pages to a site, and showing it on a local port."""
+"""Rendering the recorded pages to a site."""
 
 from __future__ import annotations
 
-import functools
-import http.server
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -13,7 +11,7 @@ from typing import Any
 import filelock
 import yaml
 
-from book.engine.project import EngineError, Project
+from book.engine.project import EngineError, Project, no_room
 
 PROGRAM = "import sys; from jupyter_book.cli.main import main; sys.exit(main())"
 
@@ -53,9 +51,12 @@ def render(project: Project, say: Callable[[str], None], *, everything: bool = F
             stderr=subprocess.STDOUT,
         )
     words = log.read_text(encoding="utf-8", errors="replace")
+    missing = [page for page in toc_pages(project) if not (site(project) / page).is_file()]
+    if (done.returncode or missing) and (full := no_room(project)):
+        raise EngineError(f"the pages are not whole: {full}")
     if done.returncode:
         raise EngineError(f"jupyter-book failed:\n{words[-4000:].strip()}")
-    if missing := [page for page in toc_pages(project) if not (site(project) / page).is_file()]:
+    if missing:
         raise EngineError(
             f"these pages of _toc.yml were not rendered: {', '.join(missing)}; see "
             f"{log.relative_to(project.root)}"
@@ -81,27 +82,3 @@ def _files(node: Any) -> Iterator[str]:
             yield value
         elif isinstance(value, (dict, list)):
             yield from _files(value)
-
-
-class _Handler(http.server.SimpleHTTPRequestHandler):
-    """Serves files and writes no line for each of them."""
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Keep the terminal for the address."""
-
-
-def server(project: Project, port: int) -> http.server.ThreadingHTTPServer:
-    """A server of the rendered site on this machine only; port 0 takes any free one.
-
-    Raises:
-        EngineError: nothing is rendered yet, or the port is taken.
-    """
-    if not (site(project) / "index.html").is_file():
-        raise EngineError("nothing is rendered yet: run `python -m book.engine build` first")
-    handler = functools.partial(_Handler, directory=str(site(project)))
-    try:
-        return http.server.ThreadingHTTPServer(("127.0.0.1", port), handler)
-    except OSError as error:
-        raise EngineError(
-            f"port {port} cannot be used ({error}); choose another by --port"
-        ) from error

@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import tempfile
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from book.engine import lab, record
 from book.engine.compare import Run, compare, run_of
 from book.engine.install import failure
 from book.engine.plan import Failure, Task
-from book.engine.project import Project
+from book.engine.project import Project, no_room
 from book.engine.schedule import Budget
 from book.engine.watch import Place, Stopped, run_chapter
+from toolkit.core import io
 
 VERDICT = re.compile(r"claims\[([^\]]+)\]\.verdict")
 SHOWN = 12  # differences that are printed
@@ -86,16 +87,18 @@ def run(
         chapter, at = task.chapter, scale or task.scale
         around = project.root / "_build" / "try"
         around.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=around, prefix=f"{chapter.slug}-") as folder:
-            scratch = Path(folder)
+        io.sweep(around)
+        with io.scratch(around, chapter.slug) as scratch:
             if chapter.lab is not None and chapter.results(at).is_file():
                 (scratch / "results").mkdir()  # what is measured already need not be again
                 shutil.copy(chapter.results(at), scratch / "results")
             say(f"{chapter.name}: runs at {at}, in a scratch folder")
             found, failed = aside(task, project, at, scratch, budget, stop, show=True)
-        if failed is not None:
-            failures.append(failed)
-            continue
+            if failed is not None:
+                if words := no_room(project):
+                    failed = replace(failed, message=f"{words} ({failed.message})")
+                failures.append(failed)
+                continue
         for line in _told(task, at, found):
             say(f"  {line}")
     return failures

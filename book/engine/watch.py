@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import selectors
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ import psutil
 from book.engine import record
 from book.engine.plan import Task
 from book.engine.project import Project
+from toolkit.core import io
 
 ENGINE_HOME = Path(__file__).resolve().parents[2]
 WORKER = Path(__file__).with_name("worker.py")
@@ -100,11 +100,10 @@ def run_chapter(
     Returns:
         What :func:`book.engine.worker.run` returns, or ``failed`` when the process was ended.
     """
-    sockets = tempfile.mkdtemp(prefix="pim-")  # addresses of IPC sockets must be short
-    try:
+    temporary = Path(tempfile.gettempdir())  # addresses of IPC sockets must be short
+    io.sweep(temporary)
+    with io.scratch(temporary, "k") as sockets:
         return _supervise(task, project, limits, place, progress, stop, sockets)
-    finally:
-        shutil.rmtree(sockets, ignore_errors=True)
 
 
 def _supervise(
@@ -114,7 +113,7 @@ def _supervise(
     place: Place,
     progress: Callable[[int], None],
     stop: threading.Event,
-    sockets: str,
+    sockets: Path,
 ) -> dict[str, Any]:
     scratch = place.scratch
     (scratch / "cwd").mkdir(parents=True, exist_ok=True)
@@ -125,7 +124,7 @@ def _supervise(
         "notebook": str(notebook),
         "scratch": str(scratch),
         "cwd": str(scratch / "cwd"),
-        "sockets": sockets,
+        "sockets": str(sockets),
         "slug": task.chapter.slug,
         "scale": task.scale,
         "seed": task.source.seed,

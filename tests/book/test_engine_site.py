@@ -10,6 +10,7 @@ import pytest
 
 from book.engine import site
 from book.engine.project import EngineError, Project
+from book.engine.serve import server
 from tests.book.engine_toy import REPOSITORY, Toy
 
 CONFIG = (
@@ -48,13 +49,13 @@ def test_build_renders_and_says_where(toy: Toy) -> None:
     assert "the output" in page
     assert "Recorded run:" in page
 
-    with site.server(Project(toy.root), 0) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        address = f"http://127.0.0.1:{server.server_address[1]}/book/intro.html"
+    with server(Project(toy.root), 0) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{running.server_address[1]}/book/intro.html"
         assert b"Welcome" in urllib.request.urlopen(address, timeout=10).read()
         with pytest.raises(EngineError, match="cannot be used"):
-            site.server(Project(toy.root), server.server_address[1])
-        server.shutdown()
+            server(Project(toy.root), running.server_address[1])
+        running.shutdown()
 
     # What needs measuring is not run: the page is kept, named and marked, and the mark goes again.
     kept = toy.text("one")

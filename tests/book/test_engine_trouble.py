@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from book.engine import notebooks
 from book.engine.plan import Task, without_gpu
 from book.engine.project import Chapter, write
 from book.engine.schedule import Budget, fits
 from book.engine.source import Settings, Source
 from tests.book.engine_toy import Toy, kill9, until
+from toolkit.core import io
 
 WAIT = "import time; time.sleep(60)"
 STUBBORN = """
@@ -95,6 +99,39 @@ def test_kill_9_leaves_every_page_readable_and_the_next_run_resumes(toy: Toy) ->
     assert "alpha/first" not in said
     assert (toy.runs("first"), toy.runs("second")) == (2, 2)
     assert toy.leftovers() == []
+
+
+def test_what_a_killed_try_left_is_removed_by_the_next(toy: Toy) -> None:
+    gate = toy.root / "gate"
+    toy.chapter("first", toy.count("first"), gated(gate))
+    engine = toy.start("try", "--scale", "ci")
+    until(lambda: toy.runs("first"))
+    folder = toy.root / "_build" / "try"
+    io.sweep(folder)
+    assert len(list(folder.iterdir())) == 1  # it lives and works
+    kill9(engine)
+    assert len(list(folder.iterdir())) == 1
+    gate.touch()
+    toy.engine("try", "--scale", "ci")
+    assert list(folder.iterdir()) == []
+
+
+def test_a_full_disk_is_named_with_its_folder(toy: Toy, monkeypatch) -> None:
+    toy.chapter("first", "1 / 0")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(notebooks, "write", full)
+    said = toy.engine("notebooks", code=2)
+    words = f"the disk that holds {toy.root / '_build'} is full: free some room"
+    assert said.startswith(f"error: {words}")
+    # a program of its own that failed for it says only what it noticed
+    usage = shutil.disk_usage(toy.root)._replace(free=0)
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: usage)
+    said = toy.engine("record", code=1)
+    assert words in said
+    assert "ZeroDivisionError" in said
 
 
 def test_a_kill_after_the_page_was_installed_leaves_nothing_for_ever(toy: Toy) -> None:

@@ -1,13 +1,17 @@
 """The pretrained encoder: found without running foreign code, and checked wherever it is."""
 
+import hashlib
 import importlib.util
+import json
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from toolkit.core import nets
 from toolkit.core.data import pretrained
@@ -82,6 +86,84 @@ def test_wrong_files_are_refused_by_either_route(offline, tmp_path, route):
     with pytest.raises(pretrained.PretrainedError) as error:
         nets.pretrained("minilm")
     assert f"{folder / 'config.json'} has sha256" in str(error.value)
+
+
+@pytest.fixture
+def tiny(offline, tmp_path):
+    """A model of the catalogue that is small, in the folder that TOOLKIT_MODELS names."""
+    transformers = pytest.importorskip("transformers")
+    folder = tmp_path / "models" / "tiny"
+    folder.mkdir(parents=True)
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "word"]
+    (folder / "vocab.txt").write_text("\n".join(words))
+    transformers.BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.BertConfig(
+        vocab_size=len(words), intermediate_size=8, max_position_embeddings=8, **sizes
+    )
+    encoder = transformers.BertModel(config)
+    encoder.save_pretrained(folder)
+    files = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.iterdir()}
+    model = pretrained.Model("someone/tiny", "0" * 40, "no-such-package", "none", files)
+    offline.setattr(pretrained, "MODELS", {"tiny": model})
+    offline.setenv("TOOLKIT_MODELS", str(tmp_path / "models"))
+    return folder, encoder
+
+
+class Harm:
+    """What runs when a pickle is read."""
+
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __reduce__(self):
+        return (Path.touch, (self.mark,))
+
+
+def test_files_beside_the_listed_ones_change_nothing(tiny, tmp_path):
+    folder, encoder = tiny
+    rank_one = {
+        f"base_model.model.encoder.layer.0.attention.self.query.lora_{side}.weight": weight
+        for side, weight in (("A", torch.ones(1, 8)), ("B", torch.ones(8, 1)))
+    }
+    adapter = {"peft_type": "LORA", "r": 1, "target_modules": ["query"]}
+    adapter |= {"base_model_name_or_path": str(folder), "inference_mode": True}
+    (folder / "adapter_config.json").write_text(json.dumps(adapter))
+    save_file(rank_one, folder / "adapter_model.safetensors")
+    for name in ("pytorch_model.bin", "adapter_model.bin", "training_args.bin"):
+        with (folder / name).open("wb") as file:
+            pickle.dump(Harm(tmp_path / "harmed"), file)
+    other = {name: torch.zeros_like(value) for name, value in encoder.state_dict().items()}
+    save_file(other, folder / "model-00001-of-00001.safetensors")
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": dict.fromkeys(other, "model-00001-of-00001.safetensors")})
+    )
+    (folder / "added_tokens.json").write_text(json.dumps({"<more>": 7}))
+    (folder / "chat_template.jinja").write_text("{{ 1 }}")
+    (folder / "modeling_bert.py").write_text(f"open({str(tmp_path / 'harmed')!r}, 'w')")
+    found, tokenizer = nets.pretrained("tiny")
+    assert found.state_dict().keys() == encoder.state_dict().keys()
+    for name, value in found.state_dict().items():
+        assert torch.equal(value, encoder.state_dict()[name]), name
+    assert len(tokenizer) == 7
+    assert tokenizer.chat_template is None
+    assert not (tmp_path / "harmed").exists()
+    assert found.config.name_or_path == tokenizer.name_or_path == "someone/tiny"
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "dangling", "device"])
+def test_what_is_no_file_counts_as_missing(tiny, kind):
+    folder, _ = tiny
+    path = folder / "vocab.txt"
+    path.unlink()
+    {
+        "pipe": lambda: os.mkfifo(path),
+        "folder": path.mkdir,
+        "dangling": lambda: path.symlink_to(folder / "nowhere"),
+        "device": lambda: path.symlink_to("/dev/zero"),
+    }[kind]()
+    with pytest.raises(pretrained.PretrainedError, match=r"vocab\.txt is missing"):
+        nets.pretrained("tiny")
 
 
 @pytest.mark.hub

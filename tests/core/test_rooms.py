@@ -10,8 +10,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 ROOMS = (
-    "io", "seeds", "scale", "declare", "states", "data", "nets", "adapt", "baselines", "train",
-    "lanes", "sample", "runs", "evidence", "show", "sweep",
+    "io", "program", "seeds", "scale", "declare", "states", "data", "nets", "adapt", "baselines",
+    "train", "lanes", "sample", "runs", "evidence", "show", "sweep",
 )  # fmt: skip
 PARTS = (
     "lowrank", "reparam", "select", "insert", "merge", "diagnose", "learn", "generate", "control",

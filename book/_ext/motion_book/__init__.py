@@ -2,6 +2,7 @@
 write themselves.
 
 - :mod:`motion_book.assets`: page scripts, styles, the chart runtime and MathJax, all local.
+- :mod:`motion_book.policy`: what a page may run and load, in the page itself.
 - :mod:`motion_book.repository`: the repository's address, read from ``pyproject.toml``.
 - :mod:`motion_book.marks`: a line on pages whose numbers were measured with earlier code.
 - :mod:`motion_book.practice`: buttons that lead to a chapter's practice notebook.
@@ -24,7 +25,17 @@ def setup(app: Sphinx) -> dict[str, Any]:
     """Register the extension with Sphinx."""
     if importlib.util.find_spec("toolkit") is None:  # a checkout whose toolkit is not installed
         sys.path.insert(0, str(app.srcdir))
-    from motion_book import assets, beds, ledger, marks, practice, reference, repository, tables
+    from motion_book import (
+        assets,
+        beds,
+        ledger,
+        marks,
+        policy,
+        practice,
+        reference,
+        repository,
+        tables,
+    )
 
     assets.setup(app)
     marks.setup(app)
@@ -34,4 +45,5 @@ def setup(app: Sphinx) -> dict[str, Any]:
     ledger.setup(app)
     beds.setup(app)
     reference.setup(app)
+    policy.setup(app)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -7,14 +7,18 @@ kind leaves either the whole file or none.
 
 from __future__ import annotations
 
+import functools
 import hashlib
-import importlib.util
+import os
+import stat
 import tempfile
+import time
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
 from toolkit.core.data.datasets import content_digest
+from toolkit.core.data.fetch import Refused, TooSlow, Unreachable, fetch, time_for
 from toolkit.core.data.manifest import (
     ChecksumError,
     DirectoryError,
@@ -24,9 +28,10 @@ from toolkit.core.data.manifest import (
     Form,
 )
 from toolkit.core.data.readers import READERS
+from toolkit.core.io import write_beside
 
 RETRIES = 2  # further attempts for each address before the next one is tried
-TIMEOUT = 30  # seconds without an answer
+TRUNCATED = "truncated"
 
 
 @cache
@@ -48,14 +53,21 @@ def fault(path: Path, file: File, reader: str = "") -> str:
     """What is wrong with the file at `path`, in words; empty when it is right.
 
     Args:
-        path: the file, which exists.
+        path: the file, or what lies in its place.
         file: what the manifest promises.
         reader: the form's reader, needed when the promise is about the content.
     """
-    status = path.stat()
+    try:
+        status = path.stat()
+    except OSError as error:
+        return f"cannot be read ({error.strerror or error})"
+    if not stat.S_ISREG(status.st_mode):  # to read a pipe or a device might never end
+        return "not a plain file"
+    if status.st_size > file.most and not file.sha256:
+        return f"too long: {status.st_size:,} bytes, at most {file.most:,} are expected"
     if file.sha256:
         if status.st_size < file.bytes:
-            return f"truncated: {status.st_size:,} of {file.bytes:,} bytes"
+            return f"{TRUNCATED}: {status.st_size:,} of {file.bytes:,} bytes"
         if status.st_size > file.bytes:
             return f"too long: {status.st_size:,} instead of {file.bytes:,} bytes"
         found = sha256(path)
@@ -99,7 +111,7 @@ def obtain(entry: Entry, folder: Path, progress: bool) -> tuple[Form, list[Path]
     for form in entry.forms:
         for file in form.files:
             path = folder / file.path
-            if path.exists():
+            if os.path.lexists(path):
                 reason = fault(path, file, form.reader)
                 if reason:
                     wrong.setdefault(file.path, []).append(reason)
@@ -163,47 +175,39 @@ def _require_writable(folder: Path) -> None:
 def _download(file: File, folder: Path, reader: str, progress: bool) -> tuple[Sequence[str], bool]:
     """Try each address of a file; what went wrong (empty on success), and whether every
     failure was a wrong content rather than a silent host."""
-    import pooch
-    import requests
-
-    bar = progress and importlib.util.find_spec("tqdm") is not None
-    fetch = pooch.HTTPDownloader(progressbar=bar, timeout=TIMEOUT)
-
-    def fetch_and_check(url: str, target: str, owner: object) -> None:
-        fetch(url, target, owner)
-        reason = fault(Path(target), file, reader)
-        if reason:
-            raise ValueError(reason)
-
-    logger = pooch.get_logger()
-    level = logger.level
-    logger.setLevel("WARNING")  # its notes name this machine's folders, and would stand in pages
+    path = folder / file.path
     reasons, mismatch = [], True
-    try:
-        for url in file.urls:
-            store = pooch.create(
-                folder, "", registry={file.path: None}, urls={file.path: url},
-                retry_if_failed=RETRIES,
-            )  # fmt: skip
-            try:
-                store.fetch(file.path, downloader=fetch_and_check)
-                return [], True
-            except requests.RequestException as error:
-                mismatch = False
-                reasons.append(f"{url}: {_short(error)}")
-            except ValueError as error:
-                reasons.append(f"{url}: {error}")
-            except OSError as error:
-                raise DirectoryError(
-                    f"{folder / file.path} could not be written ({error.strerror or error}); "
-                    f"nothing was kept. Set TOOLKIT_DATA to a folder that you may write to and "
-                    f"that has room"
-                ) from error
-    finally:
-        logger.setLevel(level)
+    for url in file.urls:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_beside(path, functools.partial(_whole, url, file, reader, progress))
+            return [], True
+        except (Refused, Unreachable) as error:
+            mismatch &= isinstance(error, Refused) and not isinstance(error, TooSlow)
+            reasons.append(f"{url}: {error}")
+        except OSError as error:
+            raise DirectoryError(
+                f"{path} could not be written ({error.strerror or error}); "
+                f"nothing was kept. Set TOOLKIT_DATA to a folder that you may write to and "
+                f"that has room"
+            ) from error
     return reasons, mismatch
 
 
-def _short(error: Exception) -> str:
-    words = " ".join(str(error).split())
-    return f"{type(error).__name__}: {words[:160]}{'...' if len(words) > 160 else ''}"
+def _whole(url: str, file: File, reader: str, progress: bool, target: Path) -> None:
+    """Fetch and check a file, again if the host fails, all of it within the file's time."""
+    end = time.monotonic() + time_for(file.most)
+    for attempt in range(RETRIES + 1):
+        try:
+            fetch(url, target, file.most, end - time.monotonic(), progress)
+            reason = fault(target, file, reader)
+            if not reason:
+                return
+            if not reason.startswith(TRUNCATED):
+                raise Refused(reason)
+            trouble: Exception = Refused(reason)
+        except Unreachable as error:
+            trouble = error
+        if attempt < RETRIES:
+            time.sleep(min(1.0 + attempt, max(end - time.monotonic(), 0.0)))
+    raise trouble

@@ -6,7 +6,7 @@ import os
 import tomllib
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 
 class DataError(RuntimeError):
@@ -27,13 +27,28 @@ class DirectoryError(DataError):
 
 @dataclass(frozen=True)
 class File:
-    """One file of a form; `path` is relative to the data directory."""
+    """One file of a form; `path` is relative to the data directory.
+
+    `bytes` is its length where `sha256` is known; `most` bounds it where only `content` is.
+
+    Raises:
+        ValueError: the path leads out of the data directory, or nothing bounds the length.
+    """
 
     path: str
     sha256: str = ""
     bytes: int = 0
     content: str = ""
     urls: tuple[str, ...] = ()
+    most: int = 0
+
+    def __post_init__(self) -> None:
+        place = PurePosixPath(self.path)
+        if place.is_absolute() or ".." in place.parts or "\\" in self.path or not place.parts:
+            raise ValueError(f"path {self.path!r} must lie inside the data directory")
+        object.__setattr__(self, "most", self.bytes or self.most)
+        if self.most <= 0:
+            raise ValueError(f"{self.path}: `bytes`, or `most` beside `content`, must be above 0")
 
 
 @dataclass(frozen=True)

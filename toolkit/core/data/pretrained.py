@@ -6,14 +6,19 @@ carries the files (its code is never run); the Hugging Face Hub at a fixed revis
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
-from collections.abc import Mapping
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
+
+from toolkit.core import io
 
 
 @dataclass(frozen=True)
@@ -72,9 +77,15 @@ def faults(folder: Path, model: Model) -> list[str]:
     for name, expected in model.files.items():
         path = folder / name
         if not path.is_file():
-            found.append(f"{path} is missing")
-        elif sha256(path) != expected:
-            found.append(f"{path} has sha256 {sha256(path)}, not {expected}")
+            found.append(f"{path} is missing, or is no file")
+            continue
+        try:
+            digest = sha256(path)
+        except OSError as error:
+            found.append(f"{path} cannot be read ({error.strerror or error})")
+            continue
+        if digest != expected:
+            found.append(f"{path} has sha256 {digest}, not {expected}")
     return found
 
 
@@ -161,6 +172,25 @@ def locate(name: str = "minilm") -> Path:
     )
 
 
+@contextlib.contextmanager
+def _only(model: Model, folder: Path) -> Iterator[Path]:
+    """A folder that holds the checked files of a model and nothing else.
+
+    Transformers reads whatever files it knows in a folder: an adapter, other weights, more
+    tokens. Those lie in no list, so they must not be there.
+    """
+    temporary = Path(tempfile.gettempdir())
+    io.sweep(temporary)
+    with io.scratch(temporary, model.folder) as only:
+        for file in model.files:
+            source, target = (folder / file).resolve(), only / file
+            try:
+                target.symlink_to(source)
+            except OSError:  # Windows without the right to make links
+                shutil.copyfile(source, target)
+        yield only
+
+
 def pretrained(
     name: str = "minilm", attention: str | None = None, pooler: bool = True
 ) -> tuple[Any, Any]:
@@ -181,6 +211,7 @@ def pretrained(
         ValueError, PretrainedError: see `locate`.
     """
     folder = locate(name)
+    model = MODELS[name]
     try:
         import transformers
     except ImportError as error:
@@ -195,12 +226,17 @@ def pretrained(
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     try:
-        encoder = transformers.AutoModel.from_pretrained(
-            folder, local_files_only=True, add_pooling_layer=pooler, **options
-        )
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        with _only(model, folder) as checked:
+            safe: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+            encoder = transformers.AutoModel.from_pretrained(
+                checked, use_safetensors=True, add_pooling_layer=pooler, **safe, **options
+            )
+            tokenizer = transformers.AutoTokenizer.from_pretrained(checked, **safe)
     finally:
         logging.set_verbosity(level)
         if shown:
             logging.enable_progress_bar()
+    # what is saved with them names where they are from, and not a folder that is gone
+    encoder.name_or_path = encoder.config.name_or_path = model.repository
+    tokenizer.name_or_path = model.repository
     return encoder.eval(), tokenizer

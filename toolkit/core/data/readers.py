@@ -13,7 +13,7 @@ import re
 import tarfile
 import wave
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -22,6 +22,7 @@ import numpy as np
 
 from toolkit.core.data.datasets import Images, Retrieval, Speech
 
+UNPACKED = 2**29  # bytes; the largest archive here holds 184 million
 CIFAR_CLASSES = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
 )  # fmt: skip
@@ -30,6 +31,43 @@ CIFAR_CLASSES = (
 def _arrays(path: Path) -> dict[str, np.ndarray]:
     with np.load(path, allow_pickle=False) as archive:
         return {name: archive[name] for name in archive.files}
+
+
+class _Bounded:
+    """What a packed file holds, as long as it is not more than any data set here."""
+
+    def __init__(self, stream: gzip.GzipFile) -> None:
+        self.stream, self.left = stream, UNPACKED
+
+    def read(self, size: int) -> bytes:
+        data = self.stream.read(size)
+        self.left -= len(data)
+        if self.left < 0:
+            raise ValueError(f"it unpacks to more than {UNPACKED:,} bytes")
+        return data
+
+
+def _members(path: Path, pattern: str) -> Iterator[tuple[re.Match[str], bytes]]:
+    """The files of a packed archive whose names match, in its order; nothing is unpacked to disk.
+
+    Raises:
+        ValueError: one is there twice, is a link or the like, or the archive has no end.
+    """
+    seen = set()
+    with gzip.open(path) as stream:
+        bounded: Any = _Bounded(stream)
+        with tarfile.open(fileobj=bounded, mode="r|") as archive:
+            for member in archive:
+                name = re.search(pattern, member.name)
+                if name is None:
+                    continue
+                if name[1] in seen:
+                    raise ValueError(f"{name[1]} is there twice")
+                seen.add(name[1])
+                content = archive.extractfile(member) if member.isreg() else None
+                if content is None:
+                    raise ValueError(f"{name[1]} is no plain file")
+                yield name, content.read()
 
 
 def _mnist(x_train, y_train, x_test, y_test) -> Images:
@@ -76,12 +114,10 @@ def cifar_npz(paths: Sequence[Path]) -> Images:
 
 def cifar_binary(paths: Sequence[Path]) -> Images:
     """CIFAR-10 from the authors' binary archive: rows of one label and 3 x 32 x 32 bytes."""
-    batches = {}
-    with tarfile.open(paths[0]) as archive:
-        for member in archive:
-            if member.name.endswith("_batch.bin") or re.search(r"data_batch_\d\.bin$", member.name):
-                rows = np.frombuffer(archive.extractfile(member).read(), np.uint8)
-                batches[member.name.rsplit("/", 1)[-1]] = rows.reshape(-1, 3073)
+    batches = {
+        name[1]: np.frombuffer(content, np.uint8).reshape(-1, 3073)
+        for name, content in _members(paths[0], r"((?:data_batch_\d|test_batch)\.bin)$")
+    }
     train = np.concatenate([batches[f"data_batch_{number}.bin"] for number in range(1, 6)])
     splits: list[np.ndarray] = []
     for rows in (train, batches["test_batch.bin"]):
@@ -100,13 +136,10 @@ def fsdd_npz(paths: Sequence[Path]) -> Speech:
 def fsdd_tar(paths: Sequence[Path]) -> Speech:
     """Spoken digits from the release archive: `recordings/<digit>_<speaker>_<index>.wav`."""
     recordings: dict[str, tuple[tuple[str, ...], np.ndarray]] = {}
-    with tarfile.open(paths[0]) as archive:
-        for member in archive:
-            name = re.search(r"/recordings/((\d)_(\w+)_(\d+)\.wav)$", member.name)
-            if name:
-                with wave.open(io.BytesIO(archive.extractfile(member).read())) as sound:
-                    samples = np.frombuffer(sound.readframes(sound.getnframes()), "<i2")
-                recordings[name[1]] = (name.groups()[1:], samples)
+    for name, content in _members(paths[0], r"/recordings/((\d)_(\w+)_(\d+)\.wav)$"):
+        with wave.open(io.BytesIO(content)) as sound:
+            samples = np.frombuffer(sound.readframes(sound.getnframes()), "<i2")
+        recordings[name[1]] = (name.groups()[1:], samples)
     facts = [recordings[name][0] for name in sorted(recordings)]
     sounds = [recordings[name][1] for name in sorted(recordings)]
     return Speech(

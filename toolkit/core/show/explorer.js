@@ -34,7 +34,9 @@
       // width "container" reads the element's width, so it must have one
       chart.style.width = "100%";
       const result = await window.vegaEmbed(chart, spec, {
-        renderer: "svg", actions: false, bind: block.querySelector(".explorer-controls"),
+        renderer: "svg", actions: false,
+        ast: true,  // expressions are interpreted: the book's pages compile no text to code
+        bind: block.querySelector(".explorer-controls"),
         config: { numberFormat: "~f" },  // a count reads 3, not 3.0
       });
       block.explorerView = result.view;
