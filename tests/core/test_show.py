@@ -416,16 +416,6 @@ def test_the_runtime_is_bundled_once_for_each_version(monkeypatch, tmp_path):
     assert len(bundled) == 4
 
 
-def test_torch_and_seaborn_come_only_with_what_needs_them():
-    # rendering the book imports these rooms in every process of its own
-    code = (
-        "import sys, toolkit.core.show, toolkit.core.evidence\n"
-        "print('torch' in sys.modules, 'seaborn' in sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stdout.split() == ["False", "False"], done.stderr
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
