@@ -20,11 +20,11 @@ def runtime() -> str:
     from toolkit.core.data import directory
     from toolkit.core.io import write_text
 
-    file = directory() / "runtime" / f"vl-convert-{vl_convert.__version__}.js"
+    maker: Any = vl_convert  # its stubs know no version, and ask for an argument that it has not
+    file = directory() / "runtime" / f"vl-convert-{maker.__version__}.js"
     if file.is_file():
         return file.read_text("utf-8")
-    bundle: Any = vl_convert.javascript_bundle  # its stub asks for an argument that it has not
-    script: str = bundle()
+    script: str = maker.javascript_bundle()
     with contextlib.suppress(OSError):  # where nothing can be kept, each process bundles its own
         write_text(file, script)
     return script
