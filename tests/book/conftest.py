@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import filelock
 import pytest
 
 from tests.book.page_checks import ARGUMENTS, served
@@ -68,10 +70,24 @@ def _newest() -> float:
 
 
 @pytest.fixture(scope="session")
-def toy(tmp_path_factory):
-    """Address of the toy book."""
+def toy_pages(tmp_path_factory):
+    """Folder of the toy book's pages, built once for all processes of a run."""
     from tests.book import site_toy
 
-    pages = site_toy.build(site_toy.make(tmp_path_factory.mktemp("toy")))
-    with served(pages) as origin:
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent  # of one process; the next one up is the run's
+    root, done = shared / "toy", shared / "toy.built"
+    with filelock.FileLock(shared / "toy.lock"):
+        if not done.is_file():
+            shutil.rmtree(root, ignore_errors=True)  # a build that failed in another process
+            site_toy.build(site_toy.make(root))
+            done.touch()
+    return root / "_build" / "html"
+
+
+@pytest.fixture(scope="session")
+def toy(toy_pages):
+    """Address of the toy book."""
+    with served(toy_pages) as origin:
         yield origin

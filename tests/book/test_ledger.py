@@ -10,8 +10,7 @@ from tests.book import ledger_toy
 from tests.book.page_checks import visit
 from toolkit.core import evidence
 
-# in one process with the other tests of the toy book, which is then built once
-pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("tests/book/test_toy_pages.py")]
+pytestmark = pytest.mark.browser
 
 CHAPTER = "book/notebooks/lowrank/lora.html"
 FEW, MANY = "book/ledger.html", "book/many.html"

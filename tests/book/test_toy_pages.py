@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+
 import re
-from pathlib import Path
 
 import pytest
 
@@ -166,22 +166,16 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("words", FAULTS)
-def test_a_seeded_fault_is_caught(browser, toy, tmp_path_factory, words):
-    folder = _toy_folder(tmp_path_factory)
-    whole = (folder / "book" / "intro.html").read_text(encoding="utf-8")
+def test_a_seeded_fault_is_caught(browser, toy, toy_pages, words):
+    whole = (toy_pages / "book" / "intro.html").read_text(encoding="utf-8")
     clean = POLICY.sub("", whole)  # which refuses some of the faults before they can happen
     assert clean != whole
     faulty = clean.replace("</article>", f"{FAULTS[words]}</article>", 1)
     assert faulty != clean
     name = f"book/faulty_{list(FAULTS).index(words)}.html"
-    (folder / name).write_text(faulty, encoding="utf-8")
+    (toy_pages / name).write_text(faulty, encoding="utf-8")
     with visit(browser, toy, name) as seen:
         assert any(words in problem for problem in seen.problems())
-
-
-def _toy_folder(factory) -> Path:
-    """Where the session's toy book lies."""
-    return next(factory.getbasetemp().glob("toy*/_build/html"))
 
 
 def test_a_faulty_source_fails_the_toy_build_and_is_named(tmp_path):

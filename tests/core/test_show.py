@@ -19,6 +19,7 @@ from toolkit.core import show
 from toolkit.core.declare.catalogue import catalogue
 from toolkit.core.declare.fields import Range
 from toolkit.core.show.live import WIDGET
+from toolkit.core.show.runtime import runtime
 
 matplotlib.use("Agg")
 
@@ -397,6 +398,22 @@ def test_a_live_notebook_gets_the_runtime(monkeypatch):
     page = explore()._repr_html_()
     assert len(page) < 60_000
     assert "vega-embed@7" in page
+
+
+def test_the_runtime_is_bundled_once_for_each_version(monkeypatch, tmp_path):
+    vl_convert = pytest.importorskip("vl_convert")
+    bundled = []
+    monkeypatch.setattr(vl_convert, "javascript_bundle", lambda: bundled.append(1) or "a script")
+    monkeypatch.setenv("TOOLKIT_DATA", str(tmp_path / "data"))
+    assert [runtime(), runtime()] == ["a script"] * 2
+    assert len(bundled) == 1
+    monkeypatch.setattr(vl_convert, "__version__", "another")
+    assert runtime() == "a script"
+    assert len(bundled) == 2
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("TOOLKIT_DATA", str(tmp_path / "file"))  # no folder: nothing can be kept
+    assert [runtime(), runtime()] == ["a script"] * 2
+    assert len(bundled) == 4
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:  # evidence needs `seeds` alone, and PyTorch takes two seconds to import
+    import torch
 
 
 def seeds(n: int, base: int = 0) -> list[int]:
@@ -41,6 +43,8 @@ def generator(seed: int, *stream: int | str, device: str | torch.device = "cpu")
         ValueError: If ``seed`` is negative.
         TypeError: If a part of ``stream`` is neither a string nor an integer.
     """
+    import torch
+
     if seed < 0:
         raise ValueError(f"seed = {seed}: seeds are not negative.")
     for part in stream:

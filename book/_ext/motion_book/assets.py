@@ -72,9 +72,10 @@ def _write_runtime(target: Path) -> None:
         with target.open(encoding="utf-8") as file:
             if file.readline() == stamp:
                 return
-    bundle = vl_convert.javascript_bundle()
+    from toolkit.core.show.runtime import runtime
+
     # in a function, so that nothing but its three names reaches the page
-    write_text(target, f"{stamp}(() => {{{bundle}}})();\n")
+    write_text(target, f"{stamp}(() => {{{runtime()}}})();\n")
 
 
 def _copy_mathjax(target: Path) -> None:

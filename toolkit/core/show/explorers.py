@@ -71,11 +71,10 @@ def _live_scripts() -> str:
     """Scripts for a front end that is not the book: the runtime, then the drawing."""
     draw = f"<script>{page_script()}</script>"
     if "google.colab" not in sys.modules and importlib.util.find_spec("vl_convert"):
-        import vl_convert
+        from toolkit.core.show.runtime import runtime
 
-        bundle: Any = vl_convert.javascript_bundle  # its stub asks for an argument that it has not
-        runtime = bundle().replace("</script", "<\\/script")
-        return f"<script>window.vegaEmbed || (() => {{{runtime}}})()</script>{draw}"
+        bundled = runtime().replace("</script", "<\\/script")
+        return f"<script>window.vegaEmbed || (() => {{{bundled}}})()</script>{draw}"
     sources = json.dumps(CDN).replace("<", "\\u003c")
     return f"<script>window.explorerRuntime = {sources}</script>{draw}"
 
