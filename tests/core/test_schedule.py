@@ -10,7 +10,7 @@ from torch import nn
 
 import toolkit
 from toolkit import AdaLoRA, LoRA, adapt
-from toolkit.core.adapt.steps import hooks as schedule
+from toolkit.core.adapt.steps import wrappers
 
 METHOD = AdaLoRA(rank=4, target_rank=2, warmup=2, final=3, interval=2)
 STEPS = 12
@@ -106,7 +106,7 @@ def test_hooks_go_when_the_method_goes(finish):
 def test_wrapped_optimizers_are_unwrapped():
     adapted, optimizer = prepared()
     wrapper = type("Wrapper", (), {"optimizer": optimizer})()
-    assert schedule.unwrap(wrapper) is optimizer
+    assert wrappers.unwrap(wrapper) is optimizer
     adapted.attach(wrapper, total_steps=STEPS)
     steps(adapted, optimizer, range(1))
     assert adapted.controller.step == 1

@@ -94,8 +94,8 @@ class IncrementController(GrowthController):
             for layer in self.layers:
                 layer.score = None
 
-    def after_step(self) -> None:
-        super().after_step()
+    def finish(self) -> None:
+        super().finish()
         if self.step == self.total_steps or (self.method.window is not None and self.growing):
             self._listen()
 
@@ -135,7 +135,7 @@ class IncrementController(GrowthController):
         if self.scaler is not None:
             now = now / self.scaler.get_scale()
         average([now])
-        # a step that GradScaler skipped leaves inf behind: the averages then stand still
+        # a score may overflow where no gradient does: the averages then stand still
         now = torch.where(torch.isfinite(now), now, I)
         smooth([now], [I], [self.uncertainty], self.method.beta1, self.method.beta2)
 
