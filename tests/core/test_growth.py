@@ -448,7 +448,7 @@ def test_gradients_are_checked():
     with pytest.raises(TypeError, match=r"'layer1\.v0' is sparse"):
         c.optimizer.step()
     p.grad = torch.ones(1)
-    c.optimizer.grad_scale = torch.tensor(2.0)
+    c.optimizer.grad_scale, c.optimizer.found_inf = torch.tensor(2.0), torch.tensor(0.0)
     with pytest.raises(RuntimeError, match=r"scaler\.unscale_"):
         c.optimizer.step()
     after = [q for x in c.layers for q in x.parameters()]

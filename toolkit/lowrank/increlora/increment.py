@@ -91,8 +91,12 @@ class IncrementController(GrowthController):
         try:
             super().before_step()
         finally:
-            for layer in self.layers:
-                layer.score = None
+            self.discard()
+
+    def discard(self) -> None:
+        super().discard()
+        for layer in self.layers:
+            layer.score = None
 
     def finish(self) -> None:
         super().finish()
@@ -135,7 +139,7 @@ class IncrementController(GrowthController):
         if self.scaler is not None:
             now = now / self.scaler.get_scale()
         average([now])
-        # a score may overflow where no gradient does: the averages then stand still
+        # a step that GradScaler skipped leaves inf behind: the averages then stand still
         now = torch.where(torch.isfinite(now), now, I)
         smooth([now], [I], [self.uncertainty], self.method.beta1, self.method.beta2)
 

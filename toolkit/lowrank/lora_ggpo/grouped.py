@@ -39,7 +39,9 @@ class GroupedController(Controller):
 
     def gradients(self) -> dict[str, Tensor]:
         """Gradients by name, zeros where there is none."""
-        return {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in self.factors.items()}
+        return {
+            n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in self.factors.items()
+        }
 
     def stacks(self, group: Sequence[int], of: Mapping[str, Tensor]) -> list[Tensor]:
         """What ``of`` holds for A and for B of a group's layers, (k, r, n) and (k, m, r)."""

@@ -72,6 +72,10 @@ class Controller:
     def undo(self) -> None:
         """Called when a step was broken off: take back what :meth:`before_step` had laid out."""
 
+    def discard(self) -> None:
+        """Called when a step is refused or left out: forget what its backward pass left, too."""
+        self.undo()
+
     def hooked(self, unhook: Callable[[], None]) -> None:
         """Told by :func:`~toolkit.core.adapt.steps.hooks.register` how to let the optimizer go."""
         self._unhook = unhook
@@ -142,6 +146,10 @@ class Several(Controller):
     def undo(self) -> None:
         for part in self.parts:
             part.undo()
+
+    def discard(self) -> None:
+        for part in self.parts:
+            part.discard()
 
     def before_step(self) -> None:
         for part in self.parts:

@@ -20,6 +20,9 @@ def skipped(optimizer: torch.optim.Optimizer, who: str) -> bool:
         RuntimeError: the scaler leaves the gradients scaled, so that a method would read them so.
     """
     if getattr(optimizer, "grad_scale", None) is not None:
+        # the scaler would take them off after the step, and multiplies by what it finds
+        for name in ("grad_scale", "found_inf"):
+            vars(optimizer).pop(name, None)
         raise _still_scaled(who)
     found = getattr(optimizer, "found_inf", None)
     return found is not None and bool(found)

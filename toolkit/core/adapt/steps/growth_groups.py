@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from toolkit.core.adapt.steps.growth import restarted_rate
 from toolkit.core.adapt.steps.hooks import group_of
 from toolkit.core.adapt.steps.processes import average_gradients
+from toolkit.core.adapt.steps.wrappers import takes_late_tensors
 
 
 class GrowthGroups:
@@ -37,6 +38,7 @@ class GrowthGroups:
 
     Raises:
         ValueError: a scheduler exists already, or the adapters lie in several groups.
+        TypeError: the optimizer takes no tensors later.
     """
 
     def __init__(
@@ -53,6 +55,11 @@ class GrowthGroups:
         self.optimizer, self.total_steps = optimizer, total_steps
         self.restart, self.warmup = restart, warmup
         self.source = group_of(optimizer, named)
+        if not takes_late_tensors(optimizer):
+            raise TypeError(
+                f"{type(optimizer).__name__} makes what it keeps for a tensor when it is built, so "
+                "tensors that grow later cannot join it; use RMSprop or AdamW"
+            )
         if any("initial_lr" in group for group in optimizer.param_groups):
             raise ValueError(
                 "the optimizer has a scheduler already, which cannot follow parameter groups that "

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from toolkit.core.adapt.steps.controller import Controller
 from toolkit.core.adapt.steps.gradients import finite, present, refuse_scaler, skipped
@@ -123,16 +123,20 @@ class Driver:
                 :mod:`toolkit.core.adapt.steps.gradients`.
         """
         controller = self.controller
-        if skipped(self.optimizer, controller.title):
-            return
-        if may_lack and all(p.grad is None for p in controller.trained.values()):
-            return
-        present(controller.trained, controller.title)
-        controller.synchronise()
-        named = controller.trained | self.beside
-        finite({n: p.grad for n, p in named.items() if p.grad is not None}, controller.step)
-        controller.before_step()
-        self.acted = True
+        try:
+            if skipped(self.optimizer, controller.title):
+                return
+            if may_lack and all(p.grad is None for p in controller.trained.values()):
+                return
+            present(controller.trained, controller.title)
+            controller.synchronise()
+            named = controller.trained | self.beside
+            finite({n: p.grad for n, p in named.items() if p.grad is not None}, controller.step)
+            controller.before_step()
+            self.acted = True
+        finally:
+            if not self.acted:
+                controller.discard()
 
     def _acting(self, closure: Callable[..., Any]) -> Callable[..., Any]:
         """The closure, with what the method does before a step behind it."""
@@ -157,9 +161,9 @@ class Driver:
         return acting
 
     def _nested(self) -> bool:
-        """Whether the step runs inside another of the same optimizer: a subclass calls its parent's.
+        """Whether the step runs inside another one of the optimizer: torch calls the hooks of both.
 
-        torch calls the hooks for each of them.
+        So it does where a subclass calls its parent's step.
         """
         calls_hooks = type(self.optimizer).step.__code__
         frame, found = sys._getframe(1), 0
@@ -188,7 +192,9 @@ class _Held:
         self.optimizer, self.controller = optimizer, controller
         self.tensors = [p for group in optimizer.param_groups for p in group["params"]]
         self.values = [p.detach().clone() for p in self.tensors]
-        self.groups = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
+        self.groups = [
+            {k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups
+        ]
         self.state = {p: copy.deepcopy(s) for p, s in optimizer.state.items()}
         self.schedule = {name: t.detach().clone() for name, t in controller.state().items()}
 
