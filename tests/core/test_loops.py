@@ -295,7 +295,7 @@ def test_an_optimizer_that_cannot_take_tensors_late_is_refused(name):
 
 def test_one_optimizer_of_two_models():
     first, optimizer = prepared("adalora")
-    second, other = prepared("lora_ggpo")
+    second, _ = prepared("lora_ggpo")
     optimizer.add_param_group({"params": second.parameters()})
     second._detach()
     second.attach(optimizer)

@@ -18,9 +18,9 @@ class GrowthController(RankController):
     """Around each step of a method that grows: checks, learning rates, penalty, growth, history.
 
     A method subclasses it and decides in :meth:`decide`, before the optimizer acts, or in
-    :meth:`finish`, after it; layers grow when the step is done. A layer has ``rank`` (components that count), ``limit``
-    (the largest rank its matrix can have) and ``grow(amount, draws)``, which returns the tensors
-    that train from now on by leaf name.
+    :meth:`finish`, after it; layers grow when the step is done. A layer has ``rank`` (components
+    that count), ``limit`` (the largest rank its matrix can have) and ``grow(amount, draws)``, which
+    returns the tensors that train from now on by leaf name.
 
     Attributes: ``total`` (ranks in all, now), ``groups`` (see :class:`GrowthGroups`), and those of
     the base class. The history has a record of the start and of each growth.
