@@ -293,6 +293,16 @@ def test_an_optimizer_that_cannot_take_tensors_late_is_refused(name):
     run(adapted, optimizer)
 
 
+@pytest.mark.parametrize("name", ["increlora", "triadaptlora"])
+def test_an_optimizer_without_a_learning_rate_is_refused(name):
+    class Free(torch.optim.Optimizer):
+        def __init__(self, parameters):
+            super().__init__(parameters, {})
+
+    with pytest.raises(TypeError, match="Free has no learning rate"):
+        prepared(name, Free)
+
+
 def test_one_optimizer_of_two_models():
     first, optimizer = prepared("adalora")
     second, _ = prepared("lora_ggpo")

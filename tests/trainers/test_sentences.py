@@ -1,4 +1,4 @@
-"""Training under sentence-transformers gives the plain loop's tensors, and goes on after a break."""
+"""Training under sentence-transformers gives the plain loop's tensors, resumed too."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ pytest.importorskip("transformers", reason="transformers is not installed")
 st = pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed")
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-WORDS = "rain snow wind sun river hill sea tree stone road".split()
+WORDS = ["rain", "snow", "wind", "sun", "river", "hill", "sea", "tree", "stone", "road"]
 BATCH, EPOCHS = 4, 3
 ROWS = [(WORDS[i % 10], WORDS[(3 * i + 1) % 10], (i % 5) / 4) for i in range(3 * BATCH)]
 STEPS = 3 * EPOCHS

@@ -153,15 +153,29 @@ class Adapted:
     def attach(self, optimizer: Any, total_steps: int | None = None, **options: Any) -> Adapted:
         """Let the methods act around every ``optimizer.step()``; a no-op for those that need not.
 
+        Any loop drives them, also one that calls ``optimizer.step(closure)``, as Lightning, skorch
+        and Composer do: then the method acts when the closure has run. A step whose gradients are
+        missing, sparse, still scaled or not finite is refused before anything has moved.
+
+        The orthogonality penalty of AdaLoRA, IncreLoRA and TriAdaptLoRA enters in the step, so
+        after a loop's gradient clipping. To clip it with the rest, attach with ``penalty="loss"``
+        and add ``method.orthogonality * adapted.controller.penalty()`` to the loss.
+
+        Growing methods add tensors to the model, so average copies of it (``AveragedModel``) only
+        once its ranks stand still.
+
         Args:
-            optimizer: a ``torch.optim.Optimizer`` (or Accelerate's wrapper of one) that holds
-                every tensor of :meth:`parameters`.
+            optimizer: a ``torch.optim.Optimizer`` that holds every tensor of :meth:`parameters`,
+                also inside Accelerate's, Lightning's or Fabric's wrapper, or in a SAM that steps
+                through a ``base_optimizer``.
             total_steps: optimizer steps of the whole run; methods with a schedule need it.
             options: passed to the method's controller. With several methods that have one, give
                 each its own by slug: ``adalora={"scorer": ...}``.
 
         Raises:
             RuntimeError: attached already, or the model no longer carries the method.
+            TypeError: an optimizer that moves tensors otherwise than once a step from one gradient
+                (LBFGS, Lookahead, schedule-free ones), which methods that act cannot follow.
             ValueError: the optimizer misses trained tensors, the schedule does not fit, or two
                 methods cannot share an optimizer.
         """

@@ -136,7 +136,7 @@ class Several(Controller):
         return self.parts[0].step
 
     @property
-    def trained(self) -> dict[str, nn.Parameter]:  # type: ignore[override]
+    def trained(self) -> dict[str, nn.Parameter]:
         return {name: p for part in self.parts for name, p in part.trained.items()}
 
     def synchronise(self) -> None:

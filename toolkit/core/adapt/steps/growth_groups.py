@@ -38,7 +38,7 @@ class GrowthGroups:
 
     Raises:
         ValueError: a scheduler exists already, or the adapters lie in several groups.
-        TypeError: the optimizer takes no tensors later.
+        TypeError: the optimizer takes no tensors later, or has no learning rate.
     """
 
     def __init__(
@@ -55,6 +55,11 @@ class GrowthGroups:
         self.optimizer, self.total_steps = optimizer, total_steps
         self.restart, self.warmup = restart, warmup
         self.source = group_of(optimizer, named)
+        if "lr" not in self._source:
+            raise TypeError(
+                f"{type(optimizer).__name__} has no learning rate in its groups, and tensors that "
+                "grow get one of their own; use AdamW"
+            )
         if not takes_late_tensors(optimizer):
             raise TypeError(
                 f"{type(optimizer).__name__} makes what it keeps for a tensor when it is built, so "

@@ -75,7 +75,7 @@ class Driver:
         self,
         optimizer: torch.optim.Optimizer,
         controller: Controller,
-        beside: Mapping[str, nn.Parameter],
+        beside: dict[str, nn.Parameter],
     ):
         self.optimizer, self.controller, self.beside = optimizer, controller, beside
         self.acted = self.proven = False
