@@ -293,6 +293,34 @@ def test_an_optimizer_that_cannot_take_tensors_late_is_refused(name):
     run(adapted, optimizer)
 
 
+class Decoupled(torch.optim.AdamW):
+    """Keeps the first rate beside the present one, as Composer's, and needs it in each group."""
+
+    def __init__(self, parameters, **options):
+        super().__init__(parameters, **options)
+        for group in self.param_groups:
+            group["initial_lr"] = group["lr"]
+
+    def step(self, closure=None):
+        assert all(group["lr"] <= group["initial_lr"] for group in self.param_groups)
+        return super().step(closure)
+
+
+@pytest.mark.parametrize("name", ["increlora", "triadaptlora"])
+def test_a_class_that_notes_its_first_rate_is_no_scheduler(name):
+    adapted, optimizer = prepared(name, lambda p: Decoupled(p, lr=0.02))
+    run(adapted, optimizer)
+    assert sum(adapted.controller.ranks().values()) == adapted.controller.target
+
+    def scheduled(parameters):
+        optimizer = Decoupled(parameters, lr=0.02)
+        torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: 1.0)
+        return optimizer
+
+    with pytest.raises(ValueError, match="scheduler after attach"):
+        prepared(name, scheduled)
+
+
 @pytest.mark.parametrize("name", ["increlora", "triadaptlora"])
 def test_an_optimizer_without_a_learning_rate_is_refused(name):
     class Free(torch.optim.Optimizer):

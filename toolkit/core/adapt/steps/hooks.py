@@ -165,11 +165,11 @@ class Driver:
 
         So it does where a subclass calls its parent's step.
         """
-        calls_hooks = type(self.optimizer).step.__code__
+        calls_hooks = getattr(type(self.optimizer).step, "__code__", None)
         frame, found = sys._getframe(1), 0
         while frame is not None and found < 2:
             if frame.f_code is calls_hooks:
-                found += frame.f_locals["args"][0] is self.optimizer
+                found += (frame.f_locals.get("args") or (None,))[0] is self.optimizer
             frame = frame.f_back
         return found > 1
 

@@ -93,13 +93,19 @@ def _passes_on(outer: Any, inner: Any) -> bool:
     return not (foreign or isinstance(outer, torch.optim.Optimizer))
 
 
-def takes_late_tensors(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether tensors may join the groups during training: not if their state is made at the start.
+def fresh(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer | None:
+    """An optimizer of the same class and options over one number, as it is when it is built.
 
-    torch's Adagrad is the example: it makes what it keeps for a tensor when it is built.
+    It tells what the class itself keeps from the start: state for each tensor (torch's Adagrad), or
+    an ``initial_lr``, which otherwise only schedulers write (Composer's DecoupledAdamW).
+
+    Returns:
+        None for a class that is built from something else.
     """
-    probe = torch.zeros(1, requires_grad=True)
-    try:
-        return not type(optimizer)([probe], **optimizer.defaults).state
-    except Exception:  # a constructor of another form: nothing is known
-        return True
+    rate = {"lr": optimizer.defaults["lr"]} if "lr" in optimizer.defaults else {}
+    for options in (optimizer.defaults, rate):
+        try:
+            return type(optimizer)([torch.zeros(1, requires_grad=True)], **options)
+        except Exception:  # of a constructor that is not ours: AdamW's takes not all its defaults
+            continue
+    return None
