@@ -266,7 +266,7 @@ REFUSED = {
     r"Lookahead does more.*AdamW alone": Lookahead,
     r"AdamWScheduleFree holds two sets of weights.*AdamW": AdamWScheduleFree,
     r"must be a torch.optim.Optimizer, got Averager.*averages": Averager,
-    r"Apart moves.*attach\(optimizer\.base_optimizer\)": Apart,
+    r"Apart moves.*attach\(optimizer\.base_optimizer\) first": Apart,
     r"Shared with decouple=True.*decouple=False": lambda p: Shared(p, decouple=True),
     r"LBFGS calls its closure several times.*AdamW": torch.optim.LBFGS,
 }

@@ -43,9 +43,9 @@ def driven(optimizer: Any) -> torch.optim.Optimizer:
     if isinstance(base, torch.optim.Optimizer):
         if base.param_groups is not outer.param_groups:
             raise TypeError(
-                f"{name} moves the tensors through its base_optimizer, whose groups are not its "
-                "own; hooks on the outer one may never be called; call "
-                "attach(optimizer.base_optimizer)"
+                f"{name} moves the tensors through its base_optimizer, but has groups of its own, "
+                "which would miss tensors that grow; call attach(optimizer.base_optimizer) first, "
+                f"and then build {name}"
             )
         if getattr(outer, "decouple", False):
             raise TypeError(
@@ -63,7 +63,11 @@ def driven(optimizer: Any) -> torch.optim.Optimizer:
             )
         return driven(inner)
     if not isinstance(outer, torch.optim.Optimizer):
-        more = "; it averages weights beside one" if hasattr(outer, "param_groups") else ""
+        more = (
+            "; it averages weights beside one, so attach and step a plain one, such as AdamW"
+            if hasattr(outer, "param_groups")
+            else ""
+        )
         raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {name}{more}")
     if isinstance(outer, torch.optim.LBFGS):
         raise TypeError(
