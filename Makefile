@@ -67,5 +67,5 @@ clean:
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --no-compile -c constraints.txt pip
-	$(BIN)/python -m pip install -q --no-compile -c constraints.txt -e ".[book,hf,benchmarks,cluster,test]"
+	$(BIN)/python -m pip install -q --no-compile -c constraints.txt -e ".[book,hf,trainers,benchmarks,cluster,test]"
 	touch $@

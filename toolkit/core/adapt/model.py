@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from toolkit.core.adapt import costs, files, peft
 from toolkit.core.adapt.layer import Placed, Schedule
 from toolkit.core.adapt.sites import Site
-from toolkit.core.adapt.steps import hooks
+from toolkit.core.adapt.steps import hooks, wrappers
 from toolkit.core.adapt.steps.controller import Controller, Several
+from toolkit.core.adapt.steps.whole import of_modules, of_optimizer, whole
 from toolkit.core.declare.info import Info
 
 
@@ -152,24 +153,38 @@ class Adapted:
     def attach(self, optimizer: Any, total_steps: int | None = None, **options: Any) -> Adapted:
         """Let the methods act around every ``optimizer.step()``; a no-op for those that need not.
 
+        Any loop drives them, also one that calls ``optimizer.step(closure)``, as Lightning, skorch
+        and Composer do: then the method acts when the closure has run. A step whose gradients are
+        missing, sparse, still scaled or not finite is refused before anything has moved.
+
+        The orthogonality penalty of AdaLoRA, IncreLoRA and TriAdaptLoRA enters in the step, so
+        after a loop's gradient clipping. To clip it with the rest, attach with ``penalty="loss"``
+        and add ``method.orthogonality * adapted.controller.penalty()`` to the loss.
+
+        Growing methods add tensors to the model, so average copies of it (``AveragedModel``) only
+        once its ranks stand still.
+
         Args:
-            optimizer: a ``torch.optim.Optimizer`` (or Accelerate's wrapper of one) that holds
-                every tensor of :meth:`parameters`.
+            optimizer: a ``torch.optim.Optimizer`` that holds every tensor of :meth:`parameters`,
+                also inside Accelerate's, Lightning's or Fabric's wrapper, or in a SAM that steps
+                through a ``base_optimizer``.
             total_steps: optimizer steps of the whole run; methods with a schedule need it.
             options: passed to the method's controller. With several methods that have one, give
                 each its own by slug: ``adalora={"scorer": ...}``.
 
         Raises:
             RuntimeError: attached already, or the model no longer carries the method.
+            TypeError: an optimizer that moves tensors otherwise than once a step from one gradient
+                (LBFGS, Lookahead, schedule-free ones), which methods that act cannot follow.
             ValueError: the optimizer misses trained tensors, the schedule does not fit, or two
                 methods cannot share an optimizer.
         """
         self._need("adapted", "attach")
         if self.controller is not None:
             raise RuntimeError("attach was called before on this model; one optimizer drives it")
-        optimizer = hooks.unwrap(optimizer)
-        hooks.check_holds(optimizer, self.named_parameters())
         scheduled = self._scheduled()
+        optimizer = wrappers.driven(optimizer) if scheduled else wrappers.unwrap(optimizer)
+        hooks.check_holds(optimizer, self.named_parameters())
         taking_over = [m for m in scheduled if getattr(m, "exclusive", False)]
         if taking_over and len(scheduled) > 1:
             raise ValueError(
@@ -182,18 +197,27 @@ class Adapted:
                 raise TypeError(f"{names} takes no option {sorted(options)}")
             return self
         given = [options] if len(scheduled) == 1 else _shared_out(scheduled, options)
-        parts = []
-        for method, more in zip(scheduled, given, strict=True):
-            share = self.share(method)
-            controller = method.controller(share, optimizer, total_steps, **more)
-            self.schedule(method).attach(controller)
-            parts.append(controller)
-        self.controller = parts[0] if len(parts) == 1 else Several(parts)
-        try:
-            hooks.register(optimizer, self.controller)
-        except Exception:
-            self._detach()
-            raise
+        for method in scheduled:
+            title, exclusive = method.info.title, getattr(method, "exclusive", False)
+            hooks.check_shares(optimizer, title, exclusive)
+        schedules = [self.schedule(method) for method in scheduled]
+        containers = [vars(self), *of_modules([*self.adapters.values(), *schedules])]
+
+        def build() -> None:
+            parts = []
+            try:
+                for method, more, schedule in zip(scheduled, given, schedules, strict=True):
+                    share = self.share(method)
+                    parts.append(method.controller(share, optimizer, total_steps, **more))
+                    schedule.attach(parts[-1])
+                self.controller = parts[0] if len(parts) == 1 else Several(parts)
+                hooks.register(optimizer, self.controller, self.extra)
+            except BaseException:
+                for part in parts:
+                    part.remove()
+                raise
+
+        whole([*containers, *of_optimizer(optimizer)], build)
         self.calm()
         return self
 

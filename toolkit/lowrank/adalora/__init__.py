@@ -49,6 +49,7 @@ class AdaLoRA(LowRankMethod):
     cubic to :math:`b_T` (``target_rank`` times the number of layers, or ``total_rank``), and keeps
     the chosen triplets for the last ``final`` steps. Call ``adapted.attach(optimizer,
     total_steps=T)``; options: :class:`~toolkit.lowrank.adalora.allocation.AllocationController`.
+    The penalty acts after gradient clipping, unless attached with ``penalty="loss"``.
 
     Args:
         rank: initial rank r0 of every layer. Source: peft's default; official scripts 1.5 to 3

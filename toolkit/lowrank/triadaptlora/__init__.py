@@ -60,7 +60,8 @@ class TriAdaptLoRA(LowRankMethod):
     Every layer starts at ``init_rank``. At each look the layers whose score is among the M highest
     grow by ``block``, until the ranks of all layers add up to ``target_rank`` times the number of
     layers, or to ``total_rank``. Looks fall on the steps t > ``warmup`` that ``interval`` divides,
-    t counted from 0. Call ``adapted.attach(optimizer, total_steps=T)``.
+    t counted from 0. Call ``adapted.attach(optimizer, total_steps=T)``. The penalty acts after
+    gradient clipping, unless attached with ``penalty="loss"``.
 
     The score of a layer with q blocks is the rise of :math:`F = \lVert C\rVert_F / q` since the
     last look. A layer that just grew has a larger q, so its next score is lowered: a brake, kept

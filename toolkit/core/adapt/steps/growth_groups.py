@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from toolkit.core.adapt.steps.growth import restarted_rate
 from toolkit.core.adapt.steps.hooks import group_of
 from toolkit.core.adapt.steps.processes import average_gradients
+from toolkit.core.adapt.steps.wrappers import fresh
 
 
 class GrowthGroups:
@@ -37,6 +38,7 @@ class GrowthGroups:
 
     Raises:
         ValueError: a scheduler exists already, or the adapters lie in several groups.
+        TypeError: the optimizer takes no tensors later, or has no learning rate.
     """
 
     def __init__(
@@ -53,7 +55,21 @@ class GrowthGroups:
         self.optimizer, self.total_steps = optimizer, total_steps
         self.restart, self.warmup = restart, warmup
         self.source = group_of(optimizer, named)
-        if any("initial_lr" in group for group in optimizer.param_groups):
+        if "lr" not in self._source:
+            raise TypeError(
+                f"{type(optimizer).__name__} has no learning rate in its groups, and tensors that "
+                "grow get one of their own; use AdamW"
+            )
+        new = fresh(optimizer)
+        if new is not None and new.state:
+            raise TypeError(
+                f"{type(optimizer).__name__} makes what it keeps for a tensor when it is built, so "
+                "tensors that grow later cannot join it; use RMSprop or AdamW"
+            )
+        self._own_rate = new is not None and "initial_lr" in new.param_groups[0]
+        scheduled = getattr(optimizer.step, "_wrapped_by_lr_sched", False)
+        marked = any("initial_lr" in group for group in optimizer.param_groups)
+        if scheduled or (marked and not self._own_rate):
             raise ValueError(
                 "the optimizer has a scheduler already, which cannot follow parameter groups that "
                 "growth adds: build the scheduler after attach()"
@@ -85,6 +101,8 @@ class GrowthGroups:
         del self.optimizer.param_groups[self.first + number :]
         for _ in range(number - self.number):
             new = {k: _copy(v) for k, v in self._source.items() if k not in _OWN}
+            if self._own_rate:
+                new["initial_lr"] = self._source["initial_lr"]
             if "param_names" in self._source:
                 new["param_names"] = []
             if self.weight_decay is not None and "weight_decay" in new:
