@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from toolkit.core.adapt.computed import computed
 from toolkit.core.adapt.sites import Site
 from toolkit.core.adapt.steps.controller import Controller
 
@@ -17,7 +18,7 @@ class AdaptedLayer(nn.Module):
 
     Code that reads a parameter of the layer instead of calling it (``nn.MultiheadAttention`` reads
     ``out_proj.weight``, the fast path of ``nn.TransformerEncoderLayer`` reads all) is given the new
-    weight, so that the adapter is never skipped in silence.
+    weight, so that the adapter is never skipped in silence. It cannot be written to.
     """
 
     def __init__(self, base: nn.Module, adapter: nn.Module):
@@ -40,9 +41,25 @@ class AdaptedLayer(nn.Module):
         base = modules.get("base")
         if base is None:
             raise AttributeError(name)
-        if name in base._parameters:
-            return self.adapter.merged(base).get(name, base._parameters[name])
+        site = getattr(self.adapter, "site", None)
+        if name in base._parameters or (site is not None and name == site.parameter):
+            new = self.adapter.merged(base)
+            if name not in new or new[name] is base._parameters[name]:
+                return base._parameters[name]
+            return computed(new[name], site.name if site else "", name)
         return getattr(base, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        base = self.__dict__.get("_modules", {}).get("base")
+        if base is not None and name in base._parameters:
+            raise AttributeError(
+                f"{name} of this adapted layer is that of the frozen layer and its adapter "
+                f"together, so it cannot be set; set base.{name}, or merge() or unload() first"
+            )
+        if base is not None and name in base._buffers:
+            setattr(base, name, value)
+        else:
+            super().__setattr__(name, value)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
         # growth and compaction change how many tensors an adapter has: first take on their number
