@@ -57,7 +57,7 @@ def frozen(layer: nn.Module, parameter: str, name: str) -> Tensor:
     """A layer's parameter, for a change of it.
 
     Raises:
-        RuntimeError: the layer no longer holds it, since it was pruned or parametrised.
+        RuntimeError: the layer no longer holds it, since it was pruned, parametrised or offloaded.
     """
     weight = layer._parameters.get(parameter)
     if weight is None:
@@ -66,15 +66,21 @@ def frozen(layer: nn.Module, parameter: str, name: str) -> Tensor:
             "was pruned or parametrised after it was adapted. Make that final first "
             "(torch.nn.utils.prune.remove, parametrize.remove_parametrizations), or unload()"
         )
+    if weight.is_meta and "_hf_hook" in layer.__dict__:
+        raise RuntimeError(
+            f"layer {name!r} was offloaded after it was adapted, so its {parameter} holds no numbers "
+            "here; merge() before offloading, or load the model whole"
+        )
     return weight
 
 
 def refuse_trace(name: str, values: tuple[Any, ...]) -> None:
-    """Raise TypeError where the values of a symbolic trace stand in place of tensors."""
-    if any(isinstance(value, fx.Proxy) for value in values):
+    """Raise TypeError in traces that cannot follow hooks or parameters that are put in place."""
+    if torch.jit.is_tracing() or any(isinstance(value, fx.Proxy) for value in values):
         raise TypeError(
-            f"layer {name!r} has hooks or a forward of its own, or is read as a whole, which a "
-            "symbolic trace cannot follow; merge() first, and trace the plain model"
+            f"layer {name!r} has hooks or a forward of its own, or its new weight is formed at each "
+            "call, which torch.fx and torch.jit cannot trace; merge() first, and trace the plain "
+            "model"
         )
 
 
@@ -84,15 +90,16 @@ def call_with(
     """Output of a layer's own forward with these parameters in place of its own.
 
     Raises:
-        TypeError: inside a symbolic trace, whose values are no tensors.
+        TypeError: inside a trace of torch.fx or torch.jit.
         RuntimeError: the output does not depend on the parameters.
     """
     refuse_trace(name, (*args, *kwargs.values(), *values.values()))
-    output = functional_call(layer, values, args, kwargs)
+    output = _densely(layer, values, args, kwargs)
     if (
         isinstance(output, Tensor)
         and not output.requires_grad
         and torch.is_grad_enabled()
+        and not torch._C._are_functorch_transforms_active()
         and any(value.requires_grad for value in values.values())
     ):
         raise RuntimeError(
@@ -100,3 +107,14 @@ def call_with(
             "own forward, or detaches it, so no adapter can act there; leave it out of targets"
         )
     return output
+
+
+def _densely(layer: nn.Module, values: dict[str, Tensor], args: Any, kwargs: Any) -> Any:
+    """The call, without the sparse gradient of an embedding, which no adapter could take on."""
+    if not getattr(layer, "sparse", False):
+        return functional_call(layer, values, args, kwargs)
+    layer.sparse = False  # type: ignore[assignment]
+    try:
+        return functional_call(layer, values, args, kwargs)
+    finally:
+        layer.sparse = True  # type: ignore[assignment]

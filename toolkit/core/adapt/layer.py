@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from toolkit.core.adapt.computed import computed
+from toolkit.core.adapt.forwards import frozen
 from toolkit.core.adapt.sites import Site
 from toolkit.core.adapt.steps.controller import Controller
+from toolkit.core.adapt.unfit import refuse_weight
 
 
 class AdaptedLayer(nn.Module):
@@ -82,6 +85,31 @@ class Placed:
     places: list[tuple[nn.Module, str]]
     tied: bool
     method: Any
+
+    def merged(self) -> dict[str, Tensor]:
+        """New values of the base's parameters, each fit to stand in the old one's place.
+
+        Raises:
+            RuntimeError, ValueError: one cannot be formed; the message names the layer.
+            TypeError: the adapter is no change of a weight.
+        """
+        base = self.layer.base
+        try:
+            with torch.inference_mode(False), torch.no_grad():
+                new = self.layer.adapter.merged(base)
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError) as error:
+            raise RuntimeError(
+                f"layer {self.name!r} cannot be merged, so none was: {error}"
+            ) from error
+        for key, value in new.items():
+            old = frozen(base, key, self.name)
+            refuse_weight(old, f"{self.name!r} ({type(base).__name__})")
+            if value.shape != old.shape:
+                raise RuntimeError(
+                    f"layer {self.name!r} cannot be merged, so none was: its new {key} has shape "
+                    f"{tuple(value.shape)}, the old one {tuple(old.shape)}"
+                )
+        return new
 
     def put(self, module: nn.Module) -> None:
         for parent, attribute in self.places:

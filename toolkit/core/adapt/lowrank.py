@@ -84,6 +84,7 @@ def _fusible(x: Any, weight: Tensor, A: Tensor) -> bool:
         or torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0
         or torch.jit.is_tracing()
+        or torch._C._len_torch_dispatch_stack()
     )
 
 
@@ -272,10 +273,11 @@ class LowRankLayer(nn.Module):
         """Told of each input x and output y of the plain map, hooks aside; here, nothing."""
 
     def reads_whole(self, base: nn.Module) -> bool:
-        """Whether a call needs the new weight as a whole: attention, or a forward of its own."""
+        """Whether a call needs the new weight itself: attention, or a forward of its own."""
         return (
             self.site.kind == "attention"
             or has_own_forward(base)
+            or (self.site.kind == "embedding" and base.scale_grad_by_freq)
             # hooks cannot be added while compiling
             or (is_hooked(base) and torch.compiler.is_compiling())
         )
