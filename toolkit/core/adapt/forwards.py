@@ -68,8 +68,8 @@ def frozen(layer: nn.Module, parameter: str, name: str) -> Tensor:
         )
     if weight.is_meta and "_hf_hook" in layer.__dict__:
         raise RuntimeError(
-            f"layer {name!r} was offloaded after it was adapted, so its {parameter} holds no numbers "
-            "here; merge() before offloading, or load the model whole"
+            f"layer {name!r} was offloaded after it was adapted, so its {parameter} holds no "
+            "numbers here; merge() before offloading, or load the model whole"
         )
     return weight
 
@@ -78,9 +78,9 @@ def refuse_trace(name: str, values: tuple[Any, ...]) -> None:
     """Raise TypeError in traces that cannot follow hooks or parameters that are put in place."""
     if torch.jit.is_tracing() or any(isinstance(value, fx.Proxy) for value in values):
         raise TypeError(
-            f"layer {name!r} has hooks or a forward of its own, or its new weight is formed at each "
-            "call, which torch.fx and torch.jit cannot trace; merge() first, and trace the plain "
-            "model"
+            f"layer {name!r} has hooks or a forward of its own, or its new weight is formed at "
+            "each call, which torch.fx and torch.jit cannot trace; merge() first, and trace the "
+            "plain model"
         )
 
 
@@ -113,8 +113,8 @@ def _densely(layer: nn.Module, values: dict[str, Tensor], args: Any, kwargs: Any
     """The call, without the sparse gradient of an embedding, which no adapter could take on."""
     if not getattr(layer, "sparse", False):
         return functional_call(layer, values, args, kwargs)
-    layer.sparse = False  # type: ignore[assignment]
+    layer.sparse = False
     try:
         return functional_call(layer, values, args, kwargs)
     finally:
-        layer.sparse = True  # type: ignore[assignment]
+        layer.sparse = True

@@ -218,8 +218,8 @@ class Adapted:
             The model, with its own modules and parameter names only.
 
         Raises:
-            RuntimeError, ValueError: merged or unloaded already, or the new weight of a layer, which
-                is named, cannot be formed or be put in the old one's place.
+            RuntimeError, ValueError: merged or unloaded already, or the new weight of a layer,
+                which is named, cannot be formed or be put in the old one's place.
             TypeError: a method is no plain weight.
         """
         self._need("adapted", "merge")

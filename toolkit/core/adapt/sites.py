@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
 
 from toolkit.core.adapt.unfit import DTYPES, refuse_weight
 
@@ -103,7 +103,7 @@ def _is_linear_by_form(layer: nn.Module) -> bool:
     weight = own.get("weight")
     if weight is None or layer._modules or not own.keys() <= {"weight", "bias"}:
         return False
-    lazy = isinstance(weight, UninitializedTensorMixin)
+    lazy = is_lazy(weight)
     for outputs, inputs in (("out_features", "in_features"), ("out_channels", "in_channels")):
         shape = getattr(layer, outputs, None), getattr(layer, inputs, None)
         if None not in shape and (lazy or tuple(weight.shape) == shape):
@@ -175,7 +175,7 @@ def is_norm(module: nn.Module) -> bool:
     weight = own_parameters(module).get("weight")
     return (
         weight is not None
-        and not isinstance(weight, UninitializedTensorMixin)
+        and not is_lazy(weight)
         and weight.dim() == 1
         and not module._modules
         and any(hasattr(module, name) for name in ("eps", "epsilon", "variance_epsilon"))

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
 
 from toolkit.core.adapt.sites import fits, kind_of
 
@@ -115,7 +115,7 @@ def _matrix(module: nn.Module, kinds: tuple[str, ...]) -> str | None:
     if "linear" in name.lower():  # as libraries for quantisation keep them
         tensors += module._buffers.items()
     for key, tensor in tensors:
-        if isinstance(tensor, UninitializedTensorMixin):
+        if is_lazy(tensor):
             return f"{name} has no {key} yet (lazy)"
         if tensor is not None and sum(n > 1 for n in tensor.shape) > 1:
             return f"{name} holds {key} {tuple(tensor.shape)}, but is no layer of a known kind"
@@ -160,7 +160,9 @@ def predicate(targets: Targets, kinds: tuple[str, ...]) -> Callable[[str, nn.Mod
 
 def _refusal(hits: dict[str, nn.Module], kinds: tuple[str, ...]) -> str:
     few = list(hits.items())[:4]
-    shown = ", ".join(f"{n or '(the model)'}: {_matrix(m, kinds) or type(m).__name__}" for n, m in few)
+    shown = ", ".join(
+        f"{n or '(the model)'}: {_matrix(m, kinds) or type(m).__name__}" for n, m in few
+    )
     return (
         f"targets matched modules that cannot be adapted here ({shown}). This method accepts "
         f"layers of kind {', '.join(kinds)}; name such layers in targets"

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 WRAPPERS = {
@@ -26,7 +26,7 @@ def refuse_weight(weight: Tensor, label: str) -> None:
         weight: the frozen one.
         label: how a message names its layer.
     """
-    if isinstance(weight, UninitializedTensorMixin):
+    if is_lazy(weight):
         why = "has no weight yet (lazy); run one batch through the model first"
     elif type(weight).__name__ == "DTensor":
         why = "is sharded over processes (DTensor); adapt the model first, then shard it"
