@@ -170,3 +170,32 @@ def test_an_error_while_merging_names_the_layer():
     with pytest.raises(RuntimeError, match=r"layer '2' cannot be merged, so none was"):
         adapted.merge()
     assert adapted.model[0] is adapted.sites["0"].layer
+
+
+def put_forward(layer):
+    plain = layer.forward
+    layer.forward = lambda x: 2 * plain(x)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda layer: layer.register_forward_hook(lambda _, args, y: 2 * y),
+        lambda layer: layer.register_forward_pre_hook(lambda _, args: (2 * args[0],)),
+        put_forward,
+    ],
+)
+def test_what_was_put_on_an_adapted_layer_is_not_lost_by_merging(change):
+    adapted = adapted_net()
+    x = torch.randn(4, 8)
+    change(adapted.model[2])
+    y = adapted.model(x)
+    with pytest.raises(RuntimeError, match=r"layer '2'.*put them on its base"):
+        adapted.merge()
+    assert torch.equal(adapted.model(x), y)
+    change(adapted.sites["0"].layer.base)
+    adapted.model[2]._forward_hooks.clear()
+    adapted.model[2]._forward_pre_hooks.clear()
+    adapted.model[2].__dict__.pop("forward", None)
+    y = adapted.model(x)
+    torch.testing.assert_close(adapted.merge()(x), y, rtol=1e-4, atol=1e-4)

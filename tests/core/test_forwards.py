@@ -174,7 +174,7 @@ def test_dropout_stands_between_hooks_and_is_refused_by_name_in_a_forward_of_its
     adapted = adapt(model, LoRA(rank=2, dropout=0.5))
     shake(adapted)
     assert not torch.equal(model[0](FLOATS), model[0](FLOATS))
-    with pytest.raises(ValueError, match=r"dropout=0.5 cannot act on layer '1'.*dropout=0"):
+    with pytest.raises(ValueError, match=r"dropout=0.5 cannot act on linear layer '1'.*dropout=0"):
         model(FLOATS)
     model.eval()
     y = model(FLOATS)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from toolkit.core.adapt.computed import computed
-from toolkit.core.adapt.forwards import frozen
+from toolkit.core.adapt.forwards import frozen, is_hooked
 from toolkit.core.adapt.sites import Site
 from toolkit.core.adapt.steps.controller import Controller
 from toolkit.core.adapt.unfit import refuse_weight
@@ -94,6 +94,12 @@ class Placed:
             TypeError: the adapter is no change of a weight.
         """
         base = self.layer.base
+        if is_hooked(self.layer) or "forward" in self.layer.__dict__:
+            raise RuntimeError(
+                f"layer {self.name!r} cannot be merged, so none was: hooks or another forward were "
+                "put on it after it was adapted, and would go with the adapter. Remove them, or "
+                "put them on its base"
+            )
         try:
             with torch.inference_mode(False), torch.no_grad():
                 new = self.layer.adapter.merged(base)

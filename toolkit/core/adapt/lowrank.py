@@ -290,7 +290,7 @@ class LowRankLayer(nn.Module):
             return apply(base, self.site, right, left, s, drop, args, kwargs, passed)
         if drop:
             raise ValueError(
-                f"dropout={drop} cannot act on layer {self.site.name!r} "
+                f"dropout={drop} cannot act on {self.site.kind} layer {self.site.name!r} "
                 f"({type(base).__name__}), whose weight is read as a whole; set dropout=0 or leave "
                 "the layer out of targets"
             )

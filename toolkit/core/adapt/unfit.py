@@ -29,7 +29,7 @@ def refuse_weight(weight: Tensor, label: str) -> None:
     if is_lazy(weight):
         why = "has no weight yet (lazy); run one batch through the model first"
     elif type(weight).__name__ == "DTensor":
-        why = "is sharded over processes (DTensor); adapt the model first, then shard it"
+        why = "is sharded over processes (DTensor); adapt and merge the whole model, unsharded"
     elif weight.is_meta:
         why = (
             "holds no numbers (device meta): they are not loaded yet, or offloaded. Load the model "
