@@ -90,11 +90,12 @@ def accelerated(layer):
     return hooks.add_hook_to_module(layer, Twice())
 
 
-FLOATS, IMAGES = torch.randn(3, 6), torch.randn(2, 4, 5, 5)
-TOKENS = torch.randint(0, 9, (2, 3))
+DRAW = torch.Generator().manual_seed(0)
+FLOATS, IMAGES = torch.randn(3, 6, generator=DRAW), torch.randn(2, 4, 5, 5, generator=DRAW)
+TOKENS = torch.tensor([[0, 3, 8], [1, 4, 2]])
 LAYERS = {
     "scaled": (lambda: Scaled(9, 4), TOKENS),
-    "hooked_embedding": (lambda: hooked(nn.Embedding(9, 4)), TOKENS[:, :1]),
+    "hooked_embedding": (lambda: hooked(nn.Embedding(9, 4)), TOKENS[1:]),
     "sparse": (lambda: Scaled(9, 4, sparse=True), TOKENS),
     "by_frequency": (lambda: nn.Embedding(9, 4, scale_grad_by_freq=True), TOKENS),
     "standardised": (lambda: Standardised(4, 6, 3), IMAGES),

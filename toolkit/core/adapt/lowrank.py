@@ -32,14 +32,17 @@ class _LowRankLinear(torch.autograd.Function):
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, s):
         flat = x.reshape(-1, x.shape[-1])
         u = flat @ A.T
-        # The products are written into a tensor of y's own shape: a function may not return a
-        # view, since autograd lets nobody work on that in place, as activations may.
-        y = x.new_empty(*x.shape[:-1], len(weight))
-        rows = y.view(len(flat), len(weight))
-        if bias is None:
-            torch.mm(flat, weight.T, out=rows)
+        if x.dim() == 2:
+            y = rows = F.linear(flat, weight, bias)
         else:
-            torch.addmm(bias, flat, weight.T, out=rows)
+            # Written into a tensor of y's own shape: a function may not return a view, since
+            # autograd lets nobody work on that in place, as activations may.
+            y = x.new_empty(*x.shape[:-1], len(weight))
+            rows = y.view(len(flat), len(weight))
+            if bias is None:
+                torch.mm(flat, weight.T, out=rows)
+            else:
+                torch.addmm(bias, flat, weight.T, out=rows)
         rows.addmm_(u, B.T, alpha=s)
         ctx.s = s
         # x itself: a reshaped x made here would be cut off from the graph under double backward
@@ -80,7 +83,7 @@ def _fusible(x: Any, weight: Tensor, A: Tensor) -> bool:
         or type(weight) not in _TENSORS
         or type(A) not in _TENSORS
         or weight.requires_grad
-        or torch.is_autocast_enabled(x.device.type)
+        or torch._C._is_any_autocast_enabled()
         or torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0
         or torch.jit.is_tracing()
@@ -279,7 +282,7 @@ class LowRankLayer(nn.Module):
             or has_own_forward(base)
             or (self.site.kind == "embedding" and base.scale_grad_by_freq)
             # hooks cannot be added while compiling
-            or (is_hooked(base) and torch.compiler.is_compiling())
+            or (torch.compiler.is_compiling() and is_hooked(base))
         )
 
     def forward(self, base: nn.Module, *args: Any, **kwargs: Any) -> Any:
