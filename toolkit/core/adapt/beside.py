@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
+from toolkit.core.adapt.forwards import call_with, frozen, has_own_forward, is_hooked
 from toolkit.core.adapt.sites import Site, normal
 
 
@@ -31,7 +32,16 @@ class ScaleShift(nn.Module):
         self.beta = nn.Parameter(torch.zeros(site.rows, **where)) if shift else None
 
     def forward(self, base: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if self._within(base) and not self._without_bias(base):
+            return call_with(base, self.merged(base), self.site.name, args, kwargs)
         return on_tensor(base(*args, **kwargs), self.act)
+
+    def _within(self, base: nn.Module) -> bool:
+        """Whether more follows in the layer's call than what its weight and bias are in."""
+        return has_own_forward(base) or is_hooked(base)
+
+    def _without_bias(self, base: nn.Module) -> bool:
+        return self.beta is not None and getattr(base, "bias", None) is None
 
     def act(self, y: Tensor) -> Tensor:
         """The scaled and shifted output."""
@@ -42,20 +52,21 @@ class ScaleShift(nn.Module):
 
     def merged(self, base: nn.Module) -> dict[str, Tensor]:
         site = self.site
-        old, bias = base._parameters[site.parameter], base._parameters.get("bias")
+        if self._without_bias(base) and (bool(self.beta.any()) or self._within(base)):
+            raise TypeError(
+                f"layer {site.name!r} has no bias to merge the shift into; keep it adapted, or "
+                "build the layer with bias=True"
+            )
+        old = frozen(base, site.parameter, site.name)
         if site.kind == "norm":
             new = {"weight": (old * self.gamma).to(old.dtype)}
         else:
             matrix = self.gamma[:, None] * site.to_matrix(old).to(site.dtype)
             new = {site.parameter: site.to_weight(matrix).to(old.dtype).contiguous()}
-        if bias is not None:
+        if getattr(base, "bias", None) is not None:
+            bias = frozen(base, "bias", site.name)
             moved = bias * self.gamma if self.beta is None else bias * self.gamma + self.beta
             new["bias"] = moved.to(bias.dtype)
-        elif self.beta is not None and bool(self.beta.any()):
-            raise TypeError(
-                f"layer {site.name!r} has no bias to merge the shift into; keep it adapted, or "
-                "build the layer with bias=True"
-            )
         return new
 
 
@@ -96,7 +107,7 @@ class Bottleneck(nn.Module):
 
     def forward(self, base: nn.Module, *args: Any, **kwargs: Any) -> Any:
         def added(y: Tensor) -> Tensor:
-            z = args[0] if self.parallel else y
+            z = first_input(self.site.name, args, kwargs) if self.parallel else y
             hidden = self.act(F.linear(z.to(self.down.dtype), self.down, self.down_bias))
             return y + self.scale * F.linear(hidden, self.up, self.up_bias).to(y.dtype)
 
@@ -111,9 +122,24 @@ class Bottleneck(nn.Module):
         raise TypeError(f"the bottleneck beside {self.site.name!r} is no change of a weight")
 
 
+def first_input(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """What a module reads, given first or by one of its usual names.
+
+    Raises:
+        TypeError: neither.
+    """
+    given = [*args[:1], *(kwargs[k] for k in ("input", "hidden_states", "x") if k in kwargs)]
+    if not given or not isinstance(given[0], Tensor):
+        raise TypeError(
+            f"module {name!r} was not given a tensor first, nor as input, hidden_states or x, so "
+            "nothing can be read beside it; choose another in targets"
+        )
+    return given[0]
+
+
 def on_tensor(output: Any, act: Any) -> Any:
     """Apply ``act`` to a module's output, or to the first entry of a tuple of outputs."""
-    if isinstance(output, Tensor):
+    if isinstance(output, Tensor | fx.Proxy):
         return act(output)
     if isinstance(output, tuple) and output and isinstance(output[0], Tensor):
         first = act(output[0])

@@ -8,11 +8,11 @@ import pandas as pd
 
 
 def report(adapted: Any) -> pd.DataFrame:
-    """One row per adapted layer.
+    """One row per adapted layer, then one per module that a pattern named and no method acts on.
 
     Columns: layer, kind, rows, cols, weight (numbers in the frozen weight), trained (numbers
     trained there), share (trained / weight), and whatever the method adds through ``facts()`` of
-    its adapter.
+    its adapter; ``left out`` (the reason) where there is any such module.
     """
     rows = []
     for name, placed in adapted.sites.items():
@@ -29,6 +29,7 @@ def report(adapted: Any) -> pd.DataFrame:
         }
         facts = getattr(placed.layer.adapter, "facts", None)
         rows.append(row | (facts() if facts is not None else {}))
+    rows += [{"layer": n, "trained": 0, "left out": why} for n, why in adapted.left_out.items()]
     return pd.DataFrame(rows)
 
 

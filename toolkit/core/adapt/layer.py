@@ -5,11 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from toolkit.core.adapt.computed import computed
+from toolkit.core.adapt.forwards import frozen, is_hooked
 from toolkit.core.adapt.sites import Site
 from toolkit.core.adapt.steps.controller import Controller
+from toolkit.core.adapt.unfit import refuse_weight
 
 
 class AdaptedLayer(nn.Module):
@@ -17,7 +21,7 @@ class AdaptedLayer(nn.Module):
 
     Code that reads a parameter of the layer instead of calling it (``nn.MultiheadAttention`` reads
     ``out_proj.weight``, the fast path of ``nn.TransformerEncoderLayer`` reads all) is given the new
-    weight, so that the adapter is never skipped in silence.
+    weight, so that the adapter is never skipped in silence. It cannot be written to.
     """
 
     def __init__(self, base: nn.Module, adapter: nn.Module):
@@ -40,9 +44,25 @@ class AdaptedLayer(nn.Module):
         base = modules.get("base")
         if base is None:
             raise AttributeError(name)
-        if name in base._parameters:
-            return self.adapter.merged(base).get(name, base._parameters[name])
+        site = getattr(self.adapter, "site", None)
+        if name in base._parameters or (site is not None and name == site.parameter):
+            new = self.adapter.merged(base)
+            if name not in new or new[name] is base._parameters[name]:
+                return base._parameters[name]
+            return computed(new[name], site.name if site else "", name)
         return getattr(base, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        base = self.__dict__.get("_modules", {}).get("base")
+        if base is not None and name in base._parameters:
+            raise AttributeError(
+                f"{name} of this adapted layer is that of the frozen layer and its adapter "
+                f"together, so it cannot be set; set base.{name}, or merge() or unload() first"
+            )
+        if base is not None and name in base._buffers:
+            setattr(base, name, value)
+        else:
+            super().__setattr__(name, value)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
         # growth and compaction change how many tensors an adapter has: first take on their number
@@ -65,6 +85,37 @@ class Placed:
     places: list[tuple[nn.Module, str]]
     tied: bool
     method: Any
+
+    def merged(self) -> dict[str, Tensor]:
+        """New values of the base's parameters, each fit to stand in the old one's place.
+
+        Raises:
+            RuntimeError, ValueError: one cannot be formed; the message names the layer.
+            TypeError: the adapter is no change of a weight.
+        """
+        base = self.layer.base
+        if is_hooked(self.layer) or "forward" in self.layer.__dict__:
+            raise RuntimeError(
+                f"layer {self.name!r} cannot be merged, so none was: hooks or another forward were "
+                "put on it after it was adapted, and would go with the adapter. Remove them, or "
+                "put them on its base"
+            )
+        try:
+            with torch.inference_mode(False), torch.no_grad():
+                new = self.layer.adapter.merged(base)
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError) as error:
+            raise RuntimeError(
+                f"layer {self.name!r} cannot be merged, so none was: {error}"
+            ) from error
+        for key, value in new.items():
+            old = frozen(base, key, self.name)
+            refuse_weight(old, f"{self.name!r} ({type(base).__name__})")
+            if value.shape != old.shape:
+                raise RuntimeError(
+                    f"layer {self.name!r} cannot be merged, so none was: its new {key} has shape "
+                    f"{tuple(value.shape)}, the old one {tuple(old.shape)}"
+                )
+        return new
 
     def put(self, module: nn.Module) -> None:
         for parent, attribute in self.places:

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
+from toolkit.core.adapt.forwards import call_with, frozen
 from toolkit.core.adapt.sites import Site, with_padding
 
 
@@ -46,12 +46,12 @@ class MaskLayer(nn.Module):
         self.values = nn.Parameter(site.weight.reshape(-1)[index].to(site.dtype, copy=True))
 
     def merged(self, base: nn.Module) -> dict[str, Tensor]:
-        old = base._parameters[self.site.parameter]
+        old = frozen(base, self.site.parameter, self.site.name)
         new = old.reshape(-1).index_put((self.index,), self.values.to(old.dtype))
         return {self.site.parameter: with_padding(base, self.site, new.view(old.shape))}
 
     def forward(self, base: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        return functional_call(base, self.merged(base), args, kwargs)
+        return call_with(base, self.merged(base), self.site.name, args, kwargs)
 
     @torch.no_grad()
     def resize(self, state: dict[str, Tensor]) -> None:

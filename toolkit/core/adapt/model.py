@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from toolkit.core.adapt import costs, files, peft
+from toolkit.core.adapt.forwards import frozen
 from toolkit.core.adapt.layer import Placed, Schedule
 from toolkit.core.adapt.sites import Site
 from toolkit.core.adapt.steps import hooks, wrappers
@@ -230,7 +231,8 @@ class Adapted:
     def merge(self, keep_original: bool = True) -> nn.Module:
         """Write the new weights into plain layers and take the adapters out.
 
-        All new weights are computed before any is written.
+        All new weights are computed before any is written, so one that cannot be formed leaves the
+        model as it was.
 
         Args:
             keep_original: keep the old weights (in this object) so that :meth:`unmerge` restores
@@ -240,7 +242,9 @@ class Adapted:
             The model, with its own modules and parameter names only.
 
         Raises:
-            RuntimeError: merged or unloaded already. TypeError: a method is no plain weight.
+            RuntimeError, ValueError: merged or unloaded already, or the new weight of a layer,
+                which is named, cannot be formed or be put in the old one's place.
+            TypeError: a method is no plain weight.
         """
         self._need("adapted", "merge")
         self._say_not_attached("merge")
@@ -257,7 +261,7 @@ class Adapted:
                 "weight is theirs alone, the other part keeps the old one",
                 stacklevel=2,
             )
-        new = {n: p.layer.adapter.merged(p.layer.base) for n, p in self.sites.items()}
+        new = {name: placed.merged() for name, placed in self.sites.items()}
         for name, placed in self.sites.items():
             base = placed.layer.base
             for key, value in new.pop(name).items():
@@ -277,9 +281,13 @@ class Adapted:
         """Undo :meth:`merge`: old weights, bit for bit, with the adapters beside them.
 
         Raises:
-            RuntimeError: not merged, or merged with ``keep_original=False``.
+            RuntimeError: not merged, or merged with ``keep_original=False``, or a layer no longer
+                holds the weight that was merged into it.
         """
         self._need("merged", "unmerge")
+        for old in self._originals:
+            name, _, key = old.rpartition(".")
+            frozen(self.sites[name].layer.base, key, name)
         for name, placed in self.sites.items():
             for key in list(placed.layer.base._parameters):
                 if f"{name}.{key}" in self._originals:

@@ -17,6 +17,8 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
+from toolkit.core.adapt.forwards import has_own_forward
+
 PREFIX = "base_model.model."
 
 
@@ -128,6 +130,11 @@ def _check_same_meaning(placed: Any, names: PeftNames) -> None:
         raise TypeError(
             f"layer {site.name!r}: peft stores {site.kind} layers of this method in another form; "
             "leave it out of targets to export"
+        )
+    if has_own_forward(base) and not hasattr(base, "embed_scale"):  # which peft knows of
+        raise TypeError(
+            f"layer {site.name!r} ({type(base).__name__}) has a forward of its own, beside which "
+            "peft puts its branch, not within; leave it out of targets to export"
         )
     dilated = site.kind == "conv" and any(d != 1 for d in base.dilation)
     if site.groups > 1 or dilated:

@@ -14,6 +14,7 @@ from toolkit.core.adapt import targets as names
 from toolkit.core.adapt.layer import AdaptedLayer, Placed, resume
 from toolkit.core.adapt.model import Adapted, Method, freeze
 from toolkit.core.adapt.targets import Targets
+from toolkit.core.adapt.unfit import refuse_wrapped
 from toolkit.core.declare.catalogue import entry
 
 Methods = Method | Mapping[str, Method]
@@ -68,6 +69,7 @@ def adapt(
             moved |= trained_beside(model, "*" if pattern is None else pattern, "targets")
     weights = {id(p) for p in (beside | moved).values()}
     chosen: dict[str, tuple[Any, nn.Module]] = {}
+    passed: dict[str, str] = {}
     for one, pattern in wanted:
         if is_train(one):
             continue
@@ -81,6 +83,8 @@ def adapt(
                     f"{name!r}; one site takes one method, so narrow one of the patterns"
                 )
             chosen[name] = one, layer
+        passed |= names.left_out(_bare(model), pattern, one.info.kinds, trained | layers.keys())
+    passed = {name: why for name, why in passed.items() if name not in chosen}
     _refuse(model, chosen)
     found = {n: sites.site_of(layer, n, one.info.kinds) for n, (one, layer) in chosen.items()}
     for one, _ in wanted:
@@ -90,14 +94,15 @@ def adapt(
             layers = {n: chosen[n][1] for n in own}
             measured = scores.measured(model, own, layers, kind, batches, loss)
             found |= {n: dataclasses.replace(own[n], scores=s) for n, s in measured.items()}
-    built = {n: chosen[n][0].build(site, generator) for n, site in found.items()}
-    return _put(model, [m for m, _ in wanted], chosen, found, built, beside, moved)
+    with torch.inference_mode(False):  # or nothing of what is built could train, ever
+        built = {n: chosen[n][0].build(site, generator) for n, site in found.items()}
+        return _put(model, [m for m, _ in wanted], chosen, found, built, beside, moved, passed)
 
 
 def _put(
     model: nn.Module, methods: list[Any], chosen: Mapping[str, tuple[Any, nn.Module]],
     found: Mapping[str, sites.Site], built: Mapping[str, nn.Module],
-    beside: dict[str, nn.Parameter], moved: dict[str, nn.Parameter],
+    beside: dict[str, nn.Parameter], moved: dict[str, nn.Parameter], passed: dict[str, str],
 ) -> Adapted:  # fmt: skip
     """All checks are behind us: from here on the model changes."""
     before = {p: p.requires_grad for p in model.parameters()}
@@ -116,7 +121,7 @@ def _put(
         placed[name].put(adapted_layer)
     unique = tuple({id(m): m for m in methods}.values())
     kept = {name: p.detach().clone() for name, p in moved.items() if name not in beside}
-    adapted = Adapted(model, unique, placed, beside | moved, before, kept)
+    adapted = Adapted(model, unique, placed, beside | moved, before, kept, passed)
     freeze(adapted)
     if resume not in model._load_state_dict_post_hooks.values():
         model.register_load_state_dict_post_hook(resume)
@@ -161,6 +166,7 @@ def _refuse(model: nn.Module, chosen: Mapping[str, tuple[Any, nn.Module]]) -> No
             "the model is itself the layer to adapt, so it cannot be replaced in place; wrap it, "
             "for example in nn.Sequential(layer)"
         )
+    refuse_wrapped(model, chosen)
     busy = {
         id(child): name
         for name, module in model.named_modules()
@@ -214,7 +220,7 @@ def refuse_busy(model: nn.Module) -> None:
 
 def _weight(module: nn.Module) -> int:
     """Identity of the weight matrix that a module itself holds, or of None."""
-    own = module._parameters
+    own = sites.own_parameters(module)
     return id(own.get("weight", own.get("in_proj_weight")))
 
 
@@ -244,6 +250,17 @@ def _covers(name: str, pattern: str) -> bool:
     """A pattern covers a parameter by its own name or by that of a module that holds it."""
     parts = name.split(".")
     return any(names.matches(".".join(parts[:i]), pattern) for i in range(1, len(parts) + 1))
+
+
+def _bare(model: nn.Module) -> dict[str, nn.Module]:
+    """The modules of a model by name, without those that carry a method or belong to one."""
+    carried = {
+        id(child)
+        for module in model.modules()
+        if isinstance(module, AdaptedLayer)
+        for child in module.modules()
+    }
+    return {name: module for name, module in model.named_modules() if id(module) not in carried}
 
 
 def _places(model: nn.Module, layers: list[nn.Module]) -> dict[int, list]:

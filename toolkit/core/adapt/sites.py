@@ -21,10 +21,14 @@ width m its matrix is (m, 0).
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from toolkit.core.adapt.unfit import DTYPES, refuse_weight
 
 KINDS = ("linear", "hf_conv1d", "conv", "embedding", "attention")
 """Layers with one weight matrix."""
@@ -87,7 +91,29 @@ def kind_of(layer: nn.Module) -> str | None:
     # transformers' Conv1D, recognised by its form so that transformers need not be installed
     if type(layer).__name__ == "Conv1D" and hasattr(layer, "nf") and hasattr(layer, "weight"):
         return "hf_conv1d"
-    return None
+    return "linear" if _is_linear_by_form(layer) else None
+
+
+def _is_linear_by_form(layer: nn.Module) -> bool:
+    """Whether a layer holds one matrix (out, in), says so, and at most a bias beside it.
+
+    So do the linear layers of other libraries. They are called through their own forward.
+    """
+    own = own_parameters(layer)
+    weight = own.get("weight")
+    if weight is None or layer._modules or not own.keys() <= {"weight", "bias"}:
+        return False
+    lazy = is_lazy(weight)
+    for outputs, inputs in (("out_features", "in_features"), ("out_channels", "in_channels")):
+        shape = getattr(layer, outputs, None), getattr(layer, inputs, None)
+        if None not in shape and (lazy or tuple(weight.shape) == shape):
+            return True
+    return False
+
+
+def own_parameters(module: nn.Module) -> Mapping[str, nn.Parameter | None]:
+    """A module's own parameters by name; none of a TorchScript module, which nobody may change."""
+    return {} if isinstance(module, torch.jit.ScriptModule) else module._parameters
 
 
 def describe(layer: nn.Module, name: str = "") -> Site:
@@ -96,7 +122,8 @@ def describe(layer: nn.Module, name: str = "") -> Site:
     Raises:
         TypeError: the layer has no weight that can be read as one matrix.
         ValueError: a setting that adapting cannot honour (``max_norm``, attention with its own
-            key or value width, a weight under a parametrisation).
+            key or value width, a weight under a parametrisation), or a weight that is quantised,
+            sharded, offloaded or not there yet.
     """
     kind = kind_of(layer)
     label = f"{name!r} ({type(layer).__name__})" if name else type(layer).__name__
@@ -124,6 +151,7 @@ def describe(layer: nn.Module, name: str = "") -> Site:
             "weight_norm); remove that first, or leave the layer out of targets"
         )
     weight = getattr(layer, parameter)
+    refuse_weight(weight, label)
     if kind in ("hf_conv1d", "embedding"):
         cols, rows = weight.shape
     else:
@@ -144,9 +172,10 @@ def describe(layer: nn.Module, name: str = "") -> Site:
 
 def is_norm(module: nn.Module) -> bool:
     """Whether a module is a normalisation by its form: a weight of one axis, and an epsilon."""
-    weight = module._parameters.get("weight")
+    weight = own_parameters(module).get("weight")
     return (
         weight is not None
+        and not is_lazy(weight)
         and weight.dim() == 1
         and not module._modules
         and any(hasattr(module, name) for name in ("eps", "epsilon", "variance_epsilon"))
@@ -169,7 +198,8 @@ def site_of(module: nn.Module, name: str, kinds: tuple[str, ...]) -> Site:
     if kind_of(module) in kinds or not fits(module, kinds):
         return describe(module, name)
     norm = "norm" in kinds and is_norm(module)
-    first = module.weight if norm else next(module.parameters())
+    first = module.weight if norm else _first(module)
+    refuse_weight(first, f"{name!r} ({type(module).__name__})")
     return Site(
         name=name,
         kind="norm" if norm else "module",
@@ -182,6 +212,12 @@ def site_of(module: nn.Module, name: str, kinds: tuple[str, ...]) -> Site:
         device=first.device,
         weight=first.detach() if norm else None,
     )
+
+
+def _first(module: nn.Module) -> Tensor:
+    """A tensor that tells where a module computes, and in what: numbers before packed integers."""
+    found = list(module.parameters())
+    return next((p for p in found if p.dtype in DTYPES and type(p) is nn.Parameter), found[0])
 
 
 def width_of(module: nn.Module, name: str) -> int:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from toolkit.core.adapt.sites import fits, kind_of
 
@@ -62,7 +64,62 @@ def select(
         return layers
     if hits:
         raise TypeError(_refusal(hits, kinds))
-    raise ValueError(_nothing(targets, modules))
+    passed = left_out(modules, targets, kinds, ())
+    also = "".join(f"; {name!r} is left out: {why}" for name, why in [*passed.items()][:4])
+    raise ValueError(_nothing(targets, modules) + also)
+
+
+def left_out(
+    modules: Mapping[str, nn.Module], targets: Targets, kinds: tuple[str, ...], taken: Any
+) -> dict[str, str]:
+    """Modules that targets name, that hold a matrix by their form and are not adapted, with why.
+
+    Args:
+        modules: those of the model, by name.
+        targets: as in :func:`select`; None asks for what multiplies by its matrix.
+        kinds: layer kinds the method accepts.
+        taken: names of the sites, and of what stays as it is on purpose.
+    """
+    chosen = _multiplies if targets is None else predicate(targets, kinds)
+    hits = {n: m for n, m in modules.items() if n not in taken and chosen(n, m)}
+    return {n: why for n, m in hits.items() if (why := _matrix(m, kinds))}
+
+
+def _multiplies(name: str, module: nn.Module) -> bool:
+    """Whether a module that holds a matrix multiplies by it, as far as its form tells.
+
+    Tables, such as positions, are looked up; they lie in modules that hold layers as well.
+    """
+    if not name or kind_of(module) not in (None, *DEFAULT_KINDS) or hasattr(module, "eps"):
+        return False
+    own = () if isinstance(module, torch.jit.ScriptModule) else module._parameters
+    leaf = next(module.children(), None) is None
+    return leaf or _packs(module) or any("weight" in key or "proj" in key for key in own)
+
+
+def _packs(module: nn.Module) -> bool:
+    """Whether a module is one of torch's quantised layers, whose weight is no parameter."""
+    return callable(getattr(type(module), "weight", None))
+
+
+def _matrix(module: nn.Module, kinds: tuple[str, ...]) -> str | None:
+    """Why a module that holds a matrix by its form is not adapted, or None if it holds none."""
+    name = f"{type(module).__module__}.{type(module).__name__}"
+    if isinstance(module, torch.jit.ScriptModule):
+        return f"{module.original_name} is compiled by TorchScript"
+    if _packs(module):
+        return f"{name} is quantised"
+    if (kind := kind_of(module)) is not None:
+        return f"{name} is of kind {kind}, on which the method does not act"
+    tensors = [*module._parameters.items()]
+    if "linear" in name.lower():  # as libraries for quantisation keep them
+        tensors += module._buffers.items()
+    for key, tensor in tensors:
+        if is_lazy(tensor):
+            return f"{name} has no {key} yet (lazy)"
+        if tensor is not None and sum(n > 1 for n in tensor.shape) > 1:
+            return f"{name} holds {key} {tuple(tensor.shape)}, but is no layer of a known kind"
+    return None
 
 
 def _as_list(targets: Any) -> list[Any]:
@@ -103,7 +160,9 @@ def predicate(targets: Targets, kinds: tuple[str, ...]) -> Callable[[str, nn.Mod
 
 def _refusal(hits: dict[str, nn.Module], kinds: tuple[str, ...]) -> str:
     few = list(hits.items())[:4]
-    shown = ", ".join(f"{n or '(the model)'}: {type(m).__name__}" for n, m in few)
+    shown = ", ".join(
+        f"{n or '(the model)'}: {_matrix(m, kinds) or type(m).__name__}" for n, m in few
+    )
     return (
         f"targets matched modules that cannot be adapted here ({shown}). This method accepts "
         f"layers of kind {', '.join(kinds)}; name such layers in targets"

@@ -17,8 +17,8 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor, nn
-from torch.func import functional_call
 
+from toolkit.core.adapt.forwards import call_with, frozen
 from toolkit.core.adapt.sites import Site, with_padding
 
 
@@ -38,11 +38,11 @@ class WeightLayer(nn.Module):
 
     def merged(self, base: nn.Module) -> dict[str, Tensor]:
         site = self.site
-        old = base._parameters[site.parameter]
+        old = frozen(base, site.parameter, site.name)
         matrix = old[:, None] if site.kind == "norm" else site.to_matrix(old)
         new = self.new(matrix.to(site.dtype))
         flat = new[:, 0] if site.kind == "norm" else site.to_weight(new)
         return {site.parameter: with_padding(base, site, flat.to(old.dtype).contiguous())}
 
     def forward(self, base: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        return functional_call(base, self.merged(base), args, kwargs)
+        return call_with(base, self.merged(base), self.site.name, args, kwargs)

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from toolkit.core.adapt.lowrank import LowRankLayer
 from toolkit.core.adapt.sites import Site, normal
@@ -126,13 +125,9 @@ class IncreLoRALayer(LowRankLayer):
         """The target is reached: reserves no longer act on the output."""
         self.reserve = torch.zeros_like(self.reserve)
 
-    def forward(self, base: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if self.site.kind == "attention" and not (self.dropout and self.training):
-            return functional_call(base, self.merged(base), args, kwargs)
-        y = super().forward(base, *args, **kwargs)
+    def passed(self, base: nn.Module, x: Tensor, y: Tensor) -> None:
         if self._listens(y):
-            self._hear(y, args[0].detach(), base)
-        return y
+            self._hear(y, x.detach(), base)
 
     def merged(self, base: nn.Module) -> dict[str, Tensor]:
         values = super().merged(base)

@@ -143,7 +143,7 @@ class CoveredLayer(LoRALayer):
         return self.cover.call(base, self.site.parameter, super().merged)
 
     def forward(self, base: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if not self.perturbed():
+        if not self.perturbed() or self.reads_whole(base):  # a whole weight is covered in merged()
             return super().forward(base, *args, **kwargs)
         plain = super().forward
         return self.cover.call(base, self.site.parameter, lambda x: plain(x, *args, **kwargs))
