@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from toolkit.core.adapt import checkpoint
 from toolkit.core.adapt.sites import Site
 from toolkit.core.adapt.steps.controller import Controller
 
@@ -25,6 +27,8 @@ class AdaptedLayer(nn.Module):
         self.base = base
         self.adapter = adapter
         self.train(base.training)
+        self.register_state_dict_post_hook(checkpoint.shorten)
+        self.register_load_state_dict_post_hook(checkpoint.report_short)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.adapter(self.base, *args, **kwargs)
@@ -44,7 +48,12 @@ class AdaptedLayer(nn.Module):
             return self.adapter.merged(base).get(name, base._parameters[name])
         return getattr(base, name)
 
+    def _fqn_modifiers(self) -> Mapping[str, str]:
+        return checkpoint.modifiers(self)
+
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
+        checkpoint.lengthen(self, state_dict, prefix)
+        checkpoint.listen(self, prefix, rest[-3:])
         # growth and compaction change how many tensors an adapter has: first take on their number
         resize = getattr(self.adapter, "resize", None)
         if resize is not None:
