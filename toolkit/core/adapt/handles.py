@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from toolkit.core.adapt.layer import AdaptedLayer
@@ -128,6 +129,46 @@ _WHERE = {"layer": "layer", "base": "layer.base"}
 
 def _of(placed: Any, part: str) -> nn.Module:
     return placed.layer if part == "layer" else placed.layer.base
+
+
+class Guard:
+    """Looks whether an attached optimizer still moves the model's own tensors.
+
+    Args:
+        adapted: what is attached.
+        optimizer: to what; it is looked at before each of its steps.
+    """
+
+    def __init__(self, adapted: Any, optimizer: torch.optim.Optimizer):
+        self.adapted, self.optimizer = adapted, optimizer
+        held = self._held()
+        self.beside = {n: id(p) for n, p in adapted.extra.items() if id(p) in held}
+        for placed in adapted.sites.values():
+            placed.layer.replaced = False
+        self.remove = optimizer.register_step_pre_hook(self._before).remove
+
+    def _held(self) -> set[int]:
+        return {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+
+    def _before(self, *_: Any) -> None:
+        sites = self.adapted.sites
+        if not all(map(stands, sites.values())):
+            refresh(self.adapted.model, sites)
+        self.check()
+
+    def check(self) -> None:
+        """Raise RuntimeError if the optimizer moves tensors that the model no longer has."""
+        extra = self.adapted.extra
+        stale = [n for n, known in self.beside.items() if id(extra[n]) != known]
+        if any(placed.layer.replaced for placed in self.adapted.sites.values()):
+            held = self._held()
+            stale += [n for n, p in self.adapted.named_parameters() if id(p) not in held]
+        if stale:
+            raise RuntimeError(
+                f"{stale[:3]} were replaced in the model after attach (by a new module, or by "
+                "load_state_dict(assign=True)), so the optimizer moves tensors that the model no "
+                "longer has; load without assign, or replace first and attach then"
+            )
 
 
 def stands(placed: Any) -> bool:

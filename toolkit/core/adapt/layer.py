@@ -27,6 +27,7 @@ class AdaptedLayer(nn.Module):
         self.base = base
         self.adapter = adapter
         self.train(base.training)
+        self.replaced = False  # whether a load put other tensors in the place of the old ones
         self.register_state_dict_post_hook(checkpoint.shorten)
         self.register_load_state_dict_post_hook(checkpoint.report_short)
 
@@ -54,6 +55,7 @@ class AdaptedLayer(nn.Module):
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
         checkpoint.lengthen(self, state_dict, prefix)
         checkpoint.listen(self, prefix, rest[-3:])
+        self.replaced |= rest[0].get("assign_to_params_buffers", False)
         # growth and compaction change how many tensors an adapter has: first take on their number
         resize = getattr(self.adapter, "resize", None)
         if resize is not None:

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from toolkit.core.adapt import handles
 from toolkit.core.adapt.files import FIRST, FORMAT
 from toolkit.core.adapt.layer import Placed
 from toolkit.core.adapt.model import Adapted
@@ -56,7 +57,7 @@ def load(model: nn.Module, path: Any) -> Adapted:
     try:
         for name, adapter in adapted.adapters.items():
             fill(adapter, states[name], f"{path}: layer {name!r}")
-        buffers = dict(adapted.buffers())
+        buffers = dict(handles.buffers(model))
         with torch.no_grad():
             for name, value in adapted.extra.items():
                 value.copy_(tensors[f"train.{name}"])
