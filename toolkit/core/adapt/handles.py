@@ -97,31 +97,50 @@ def _around(module: nn.Module, part: str) -> nn.Module:
             return module
 
 
-def refresh(model: nn.Module, sites: Mapping[str, Any], part: str = "layer") -> None:
-    """Find the places of all sites anew.
+Links = list[tuple[nn.Module, str, nn.Module]]
+"""Parent, attribute and child: every step of the ways from a model to its adapted layers."""
+
+
+def stand(links: Links) -> bool:
+    """Whether all links hold: a quick look, for every step."""
+    return all(parent._modules.get(attribute) is child for parent, attribute, child in links)
+
+
+def find(model: nn.Module, sites: Mapping[str, Any], part: str = "layer") -> Links:
+    """Find the places of all sites anew, and the ways that lead to them.
 
     Args:
         model: the adapted, or merged, model.
-        sites: name -> :class:`~toolkit.core.adapt.layer.Placed`.
+        sites: name -> :class:`~toolkit.core.adapt.layer.Placed`; their places are renewed.
         part: what must be there: "layer", or "base" while merged.
 
     Raises:
         RuntimeError: a layer is no longer in the model.
     """
-    ours = {id(_of(placed, part)): [] for placed in sites.values()}
+    above: dict[int, Links] = {}
     for parent in model.modules():
         for attribute, child in parent._modules.items():
-            if id(child) in ours:
-                ours[id(child)].append((parent, attribute))
-    for name, placed in sites.items():
-        if not ours[id(_of(placed, part))]:
+            if child is not None:
+                above.setdefault(id(child), []).append((parent, attribute, child))
+    wanted = {name: _of(placed, part) for name, placed in sites.items()}
+    for name, module in wanted.items():
+        if id(module) not in above:
             raise RuntimeError(
                 f"adapted layer {name!r} is no longer in the model: something else was put in its "
                 f"place. Put it back (it is adapted.sites[{name!r}].{_WHERE[part]}), or adapt the "
                 "model anew"
             )
-    for placed in sites.values():
-        placed.places = ours[id(_of(placed, part))]
+    links: Links = []
+    seen, waiting = set(), [id(module) for module in wanted.values()]
+    while waiting:
+        one = waiting.pop()
+        if one not in seen:
+            seen.add(one)
+            links += above.get(one, [])
+            waiting += [id(parent) for parent, _, _ in above.get(one, [])]
+    for name, module in wanted.items():
+        sites[name].places = [(parent, attribute) for parent, attribute, _ in above[id(module)]]
+    return links
 
 
 _WHERE = {"layer": "layer", "base": "layer.base"}
@@ -151,9 +170,45 @@ class Guard:
         return {id(p) for group in self.optimizer.param_groups for p in group["params"]}
 
     def _before(self, *_: Any) -> None:
-        sites = self.adapted.sites
-        if not all(map(stands, sites.values())):
-            refresh(self.adapted.model, sites)
+        self.adapted.find()
+        self.check()
+
+    def check(self) -> None:
+        """Raise RuntimeError if the optimizer moves tensors that the model no longer has."""
+        extra = self.adapted.extra
+        stale = [n for n, known in self.beside.items() if id(extra[n]) != known]
+        if any(placed.layer.replaced for placed in self.adapted.sites.values()):
+            held = self._held()
+            stale += [n for n, p in self.adapted.named_parameters() if id(p) not in held]
+        if stale:
+            raise RuntimeError(
+                f"{stale[:3]} were replaced in the model after attach (by a new module, or by "
+                "load_state_dict(assign=True)), so the optimizer moves tensors that the model no "
+                "longer has; load without assign, or replace first and attach then"
+            )
+
+
+class Guard:
+    """Looks whether an attached optimizer still moves the model's own tensors.
+
+    Args:
+        adapted: what is attached.
+        optimizer: to what; it is looked at before each of its steps.
+    """
+
+    def __init__(self, adapted: Any, optimizer: torch.optim.Optimizer):
+        self.adapted, self.optimizer = adapted, optimizer
+        held = self._held()
+        self.beside = {n: id(p) for n, p in adapted.extra.items() if id(p) in held}
+        for placed in adapted.sites.values():
+            placed.layer.replaced = False
+        self.remove = optimizer.register_step_pre_hook(self._before).remove
+
+    def _held(self) -> set[int]:
+        return {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+
+    def _before(self, *_: Any) -> None:
+        self.adapted.find()
         self.check()
 
     def check(self) -> None:

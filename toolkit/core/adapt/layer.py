@@ -95,8 +95,11 @@ class Schedule(nn.Module):
         self.waiting: dict[str, Tensor] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        # a controller holds an optimizer over the original tensors: a copy starts without
-        return self.__dict__ | {"controller": None}
+        # a controller holds an optimizer over the original tensors: a copy goes on from its state
+        if self.controller is None:
+            return self.__dict__
+        state = {key: value.detach().clone() for key, value in self.controller.state().items()}
+        return self.__dict__ | {"controller": None, "waiting": state}
 
     def attach(self, controller: Controller) -> None:
         """Carry the state of a controller from now on, and give it what waits.

@@ -94,6 +94,7 @@ class Adapted:
         self._originals: dict[str, nn.Parameter] = {}
         self._alarms: list[Any] = []
         self._guard: handles.Guard | None = None
+        self._links = handles.find(model, sites)
         for method in self._scheduled():
             first = next(p for p in sites.values() if p.method is method)
             first.layer.schedule = Schedule()
@@ -144,7 +145,12 @@ class Adapted:
         self._beside = tuple(names)
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Everything that trains: the adapters' tensors, then the parameters that simply train."""
+        """Everything that trains: the adapters' tensors, then the parameters that simply train.
+
+        Raises:
+            RuntimeError: an adapted layer, or such a parameter, is no longer in the model.
+        """
+        self.find()
         for name, adapter in self.adapters.items():
             for key, parameter in adapter.named_parameters():
                 yield f"{name}.{key}", parameter
@@ -169,7 +175,7 @@ class Adapted:
                 methods cannot share an optimizer.
         """
         self._need("adapted", "attach")
-        self._find()
+        self._check()
         if self.controller is not None:
             raise RuntimeError("attach was called before on this model; one optimizer drives it")
         optimizer = hooks.unwrap(optimizer)
@@ -204,6 +210,11 @@ class Adapted:
         self.calm()
         return self
 
+    def find(self) -> None:
+        """Raise RuntimeError unless all adapted layers are in the model still."""
+        if self.state == "adapted" and not handles.stand(self._links):
+            self._links = handles.find(self.model, self.sites)
+
     def share(self, method: Any) -> Share:
         """The part of the model that one of its methods acts on."""
         sites = {n: p for n, p in self.sites.items() if p.method is method}
@@ -226,7 +237,7 @@ class Adapted:
             RuntimeError: merged or unloaded already. TypeError: a method is no plain weight.
         """
         self._need("adapted", "merge")
-        self._find()
+        self._check()
         self._say_not_attached("merge")
         unmerged = [m for m in self.methods if not m.info.mergeable and self.share(m).sites]
         if unmerged:
@@ -264,7 +275,7 @@ class Adapted:
             RuntimeError: not merged, or merged with ``keep_original=False``.
         """
         self._need("merged", "unmerge")
-        handles.refresh(self.model, self.sites, "base")
+        handles.find(self.model, self.sites, "base")
         for name, placed in self.sites.items():
             for key in list(placed.layer.base._parameters):
                 if f"{name}.{key}" in self._originals:
@@ -281,7 +292,7 @@ class Adapted:
         Parameters named by ``train`` keep what they learned. After a merge, unmerge first.
         """
         self._need("adapted", "unload")
-        handles.refresh(self.model, self.sites)
+        self.find()
         now, extra = dict(handles.buffers(self.model)), self.extra
         for placed in self.sites.values():
             placed.put(placed.layer.base)
@@ -298,14 +309,14 @@ class Adapted:
     def save(self, path: Any, resume: bool = False) -> None:
         """Write what the task adds to the base as safetensors, for :func:`toolkit.load`."""
         self._need("adapted", "save")
-        self._find()
+        self._check()
         self._say_not_attached("save")
         files.save(self, path, resume)
 
     def save_peft(self, folder: Any) -> None:
         """Write the adapters as a folder that Hugging Face ``peft`` loads."""
         self._need("adapted", "save_peft")
-        self._find()
+        self._check()
         peft.save_peft(self, folder)
 
     def report(self) -> Any:
@@ -381,9 +392,9 @@ class Adapted:
         for name, parameter in handles.parameters(self.model):
             parameter.requires_grad_(self._before.get(name, parameter.requires_grad))
 
-    def _find(self) -> None:
+    def _check(self) -> None:
         """Raise RuntimeError unless the model carries all that this handle, or its optimizer, holds."""
-        handles.refresh(self.model, self.sites)
+        self.find()
         if self._guard is not None:
             self._guard.check()
 
