@@ -62,6 +62,21 @@ def also_called(model: nn.Module) -> dict[str, tuple[str, ...]]:
     return {first: tuple(rest) for first, *rest in names.values() if rest}
 
 
+def refuse_without_memory(model: nn.Module, verb: str) -> None:
+    """Raise ValueError for parameters that have no memory yet, or that are spread over processes."""
+    for name, value in parameters(model):
+        if value.is_meta:
+            raise ValueError(
+                f"cannot {verb}: parameter {name!r} is on the meta device; load the base's own "
+                "weights first"
+            )
+        if hasattr(value, "full_tensor"):
+            raise ValueError(
+                f"cannot {verb}: parameter {name!r} is sharded; {verb} first and call fully_shard "
+                "afterwards"
+            )
+
+
 def parameter(model: nn.Module, name: str) -> nn.Parameter:
     """The parameter that the model has under a name of its base, now.
 
