@@ -63,5 +63,5 @@ clean:
 # --no-compile: most of the 20,000 modules are never imported; the others are compiled when they are
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --no-compile -c constraints.txt -e ".[book,hf,benchmarks,cluster,test]"
+	$(BIN)/python -m pip install -q --no-compile -c constraints.txt -e ".[book,hf,trainers,benchmarks,cluster,test]"
 	touch $@

@@ -16,6 +16,7 @@ from tests.pairs import run_pair
 from toolkit.core.adapt.steps.growth import block_generator, choose, draw_seed, looks
 from toolkit.core.adapt.steps.growth_controller import GrowthController
 from toolkit.core.adapt.steps.growth_groups import GrowthGroups
+from toolkit.core.adapt.steps.hooks import register
 from toolkit.core.adapt.steps.processes import average
 
 
@@ -436,33 +437,35 @@ def test_growth_by_hand_is_checked_before_anything_changes():
 
 def test_gradients_are_checked():
     c = controller()
+    register(c.optimizer, c)
     with pytest.raises(RuntimeError, match=r"backward"):
-        c.before_step()
-    p = c.layers[1].v0
+        c.optimizer.step()
+    p, before = c.layers[1].v0, [q.detach().clone() for x in c.layers for q in x.parameters()]
     p.grad = torch.full_like(p, float("inf"))
-    c.before_step()
-    c.step = 3
-    with pytest.raises(FloatingPointError, match=r"gradient of 'layer1\.v0'.*step 3"):
-        c.before_step()
+    with pytest.raises(FloatingPointError, match=r"gradient of 'layer1\.v0'.*step 0"):
+        c.optimizer.step()
     p.grad = torch.ones(1).to_sparse()
     with pytest.raises(TypeError, match=r"'layer1\.v0' is sparse"):
-        c.before_step()
+        c.optimizer.step()
     p.grad = torch.ones(1)
-    c.optimizer.grad_scale = torch.tensor(2.0)
+    c.optimizer.grad_scale, c.optimizer.found_inf = torch.tensor(2.0), torch.tensor(0.0)
     with pytest.raises(RuntimeError, match=r"scaler\.unscale_"):
-        c.before_step()
+        c.optimizer.step()
+    after = [q for x in c.layers for q in x.parameters()]
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert c.step == 0
+    assert not c.optimizer.state
 
 
 def test_a_step_that_a_scaler_skips_is_none():
-    c = controller()
+    c = controller(optimizer=lambda tensors: torch.optim.Adam(tensors, fused=True))
+    register(c.optimizer, c)
     c.layers[0].v0.grad = torch.ones(1)
     c.optimizer.found_inf = torch.tensor(1.0)
-    c.before_step()
-    c.after_step()
+    c.optimizer.step()
     assert c.step == 0
     c.optimizer.found_inf = torch.tensor(0.0)
-    c.before_step()
-    c.after_step()
+    c.optimizer.step()
     assert c.step == 1
 
 

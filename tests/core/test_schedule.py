@@ -10,7 +10,7 @@ from torch import nn
 
 import toolkit
 from toolkit import AdaLoRA, LoRA, adapt
-from toolkit.core.adapt.steps import hooks as schedule
+from toolkit.core.adapt.steps import wrappers
 
 METHOD = AdaLoRA(rank=4, target_rank=2, warmup=2, final=3, interval=2)
 STEPS = 12
@@ -81,17 +81,6 @@ def test_schedules_that_do_not_fit(total, method, words):
     assert not optimizer._optimizer_step_pre_hooks
 
 
-def test_a_closure_is_refused_before_anything_moves():
-    adapted, optimizer = prepared()
-    adapted.attach(optimizer, total_steps=STEPS)
-    before = [p.detach().clone() for p in adapted.parameters()]
-    for call in (lambda: optimizer.step(lambda: 0.0), lambda: optimizer.step(closure=lambda: 0.0)):
-        with pytest.raises(RuntimeError, match=r"step\(closure\)"):
-            call()
-    assert all(torch.equal(a, b) for a, b in zip(before, adapted.parameters(), strict=True))
-    assert adapted.controller.step == 0
-
-
 @pytest.mark.parametrize("finish", ["merge", "unload"])
 def test_hooks_go_when_the_method_goes(finish):
     adapted, optimizer = prepared()
@@ -106,28 +95,9 @@ def test_hooks_go_when_the_method_goes(finish):
 def test_wrapped_optimizers_are_unwrapped():
     adapted, optimizer = prepared()
     wrapper = type("Wrapper", (), {"optimizer": optimizer})()
-    assert schedule.unwrap(wrapper) is optimizer
+    assert wrappers.unwrap(wrapper) is optimizer
     adapted.attach(wrapper, total_steps=STEPS)
     steps(adapted, optimizer, range(1))
-    assert adapted.controller.step == 1
-
-
-def test_a_two_step_optimizer_is_refused_and_its_base_is_served():
-    class TwoSteps(torch.optim.Optimizer):  # as the SAM of several libraries
-        def __init__(self, base):
-            super().__init__(base.param_groups, {})
-            self.base_optimizer = base
-
-        def second_step(self):
-            self.base_optimizer.step()
-
-    adapted, optimizer = prepared()
-    outer = TwoSteps(optimizer)
-    with pytest.raises(TypeError, match=r"TwoSteps.*attach\(optimizer\.base_optimizer\)"):
-        adapted.attach(outer, total_steps=STEPS)
-    adapted.attach(outer.base_optimizer, total_steps=STEPS)
-    adapted(torch.randn(2, 6)).sum().backward()
-    outer.second_step()
     assert adapted.controller.step == 1
 
 

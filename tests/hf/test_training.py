@@ -83,7 +83,7 @@ def test_trainer_resumes_from_its_checkpoint_alone(slug, expected, tmp_path):
         torch.testing.assert_close(value.detach(), expected[slug][name], rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize("slug", ["adalora", "increlora", "lora_ggpo"])
+@pytest.mark.parametrize("slug", METHODS)
 def test_accelerate_resumes_from_its_state_alone(slug, expected, tmp_path):
     from accelerate import Accelerator
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 PARTS = ("base", "adapter", "schedule")
@@ -80,3 +81,30 @@ def whole(tensor: Tensor) -> Tensor:
     """A tensor without its graph; a sharded one (``fully_shard``) is gathered from all processes."""
     gather = getattr(tensor, "full_tensor", None)
     return tensor.detach() if gather is None else gather().detach()
+
+
+def resume(controller: Any, state: Mapping[str, Tensor]) -> None:
+    """Let a controller go on from a state.
+
+    Raises:
+        ValueError: it is of another method or of other layers, or holds what no run leaves behind.
+    """
+    own = controller.state()
+    for key in own.keys() & state.keys():
+        _refuse_odd(key, state[key], own[key])
+    try:
+        controller.load(state)
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:
+        raise ValueError(f"the saved schedule of {controller.title} is damaged ({error})") from error
+
+
+def _refuse_odd(key: str, value: Tensor, like: Tensor) -> None:
+    floats = like.is_floating_point()
+    if value.is_floating_point() != floats or (not floats and value.dtype != like.dtype):
+        raise ValueError(f"the saved schedule's {key!r} is of {value.dtype}, not {like.dtype}")
+    if not value.numel() or key.startswith("history."):
+        return
+    if floats and not bool(value.isfinite().all()):
+        raise ValueError(f"the saved schedule's {key!r} holds numbers that are not finite")
+    if not floats and value.dtype != torch.bool and bool((value < 0).any()):
+        raise ValueError(f"the saved schedule's {key!r} holds negative numbers")

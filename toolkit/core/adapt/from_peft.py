@@ -37,7 +37,8 @@ def load_peft(model: nn.Module, folder: Any) -> Adapted:
     names = method_class.peft
     refuse_options(folder, config)
     refuse_busy(model)
-    handles.refuse_without_memory(model, "load_peft")
+    handles.refuse_spread(model)
+    handles.refuse_meta(model)
     method = hyperparameters(folder, config, method_class)
     states, beside = _group(model, folder, tensors, names)
     check_complete(model, folder, config, states, beside)

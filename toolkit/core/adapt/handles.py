@@ -62,18 +62,32 @@ def also_called(model: nn.Module) -> dict[str, tuple[str, ...]]:
     return {first: tuple(rest) for first, *rest in names.values() if rest}
 
 
-def refuse_without_memory(model: nn.Module, verb: str) -> None:
-    """Raise ValueError for parameters that have no memory yet, or that are spread over processes."""
+def refuse_sharded(adapted: Any, what: str) -> None:
+    """Raise TypeError for trained tensors that ``fully_shard`` has spread over processes."""
+    for name, value in adapted.named_parameters():
+        if hasattr(value, "full_tensor"):
+            raise TypeError(
+                f"{what} needs {name!r} whole, but it is sharded (fully_shard); use DDP, or save, "
+                "load onto a plain base and go on there"
+            )
+
+
+def refuse_spread(model: nn.Module) -> None:
+    """Raise ValueError for a base whose parameters lie on several processes already."""
+    for name, value in parameters(model):
+        if hasattr(value, "full_tensor"):
+            raise ValueError(
+                f"parameter {name!r} is sharded; put adapters on the model first and call "
+                "fully_shard afterwards, so that their gradients are averaged too"
+            )
+
+
+def refuse_meta(model: nn.Module) -> None:
+    """Raise ValueError for parameters that have no memory to load into yet."""
     for name, value in parameters(model):
         if value.is_meta:
             raise ValueError(
-                f"cannot {verb}: parameter {name!r} is on the meta device; load the base's own "
-                "weights first"
-            )
-        if hasattr(value, "full_tensor"):
-            raise ValueError(
-                f"cannot {verb}: parameter {name!r} is sharded; {verb} first and call fully_shard "
-                "afterwards"
+                f"parameter {name!r} is on the meta device; load the base's own weights first"
             )
 
 

@@ -108,14 +108,14 @@ class Schedule(nn.Module):
             ValueError: what waits is of another method or of other layers.
         """
         if self.waiting:
-            controller.load(self.waiting)
+            checkpoint.resume(controller, self.waiting)
         self.controller, self.waiting = controller, {}
 
     def go_on(self) -> None:
         """Give the controller what was loaded."""
         if self.controller is not None and self.waiting:
             state, self.waiting = self.waiting, {}
-            self.controller.load(state)
+            checkpoint.resume(self.controller, state)
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         state = self.waiting if self.controller is None else self.controller.state()

@@ -37,7 +37,8 @@ def load(model: nn.Module, path: Any) -> Adapted:
     path = Path(path)
     facts, tensors = reading.read(path)
     refuse_busy(model)
-    handles.refuse_without_memory(model, "load")
+    handles.refuse_spread(model)
+    handles.refuse_meta(model)
     _check_fits(model, path, facts, tensors)
     wanted = _methods(path, facts)
     states: dict[str, dict[str, Tensor]] = {name: {} for name in facts["layers"]}

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from toolkit.core.adapt.sites import Site
+from toolkit.core.adapt.sites import Site, with_padding
 from toolkit.core.declare.fields import Declared
 
 
@@ -113,6 +113,8 @@ def apply(
     x = args[0]
     if site.kind == "embedding":
         rows = F.embedding(x, A.T, padding_idx=base.padding_idx)
+        if base.padding_idx is not None:
+            rows = rows.masked_fill((x == base.padding_idx)[..., None], 0.0)
         y = base(x)
         return y + s * F.linear(F.dropout(rows, drop), B).to(y.dtype)
 
@@ -153,7 +155,8 @@ def merged(base: nn.Module, site: Site, A: Tensor, B: Tensor, s: float) -> dict[
     """The weight W + s B A in the layer's own layout and dtype, computed in the factors' dtype."""
     weight = getattr(base, site.parameter)
     delta = site.to_weight(s * (B @ A))
-    return {site.parameter: (weight.to(delta.dtype) + delta).to(weight.dtype)}
+    new = (weight.to(delta.dtype) + delta).to(weight.dtype)
+    return {site.parameter: with_padding(base, site, new)}
 
 
 def warn_above(rank: int, site: Site) -> None:

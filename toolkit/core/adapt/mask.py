@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from toolkit.core.adapt.sites import Site
+from toolkit.core.adapt.sites import Site, with_padding
 
 
 class MaskLayer(nn.Module):
@@ -48,7 +48,7 @@ class MaskLayer(nn.Module):
     def merged(self, base: nn.Module) -> dict[str, Tensor]:
         old = base._parameters[self.site.parameter]
         new = old.reshape(-1).index_put((self.index,), self.values.to(old.dtype))
-        return {self.site.parameter: new.view(old.shape)}
+        return {self.site.parameter: with_padding(base, self.site, new.view(old.shape))}
 
     def forward(self, base: nn.Module, *args: Any, **kwargs: Any) -> Any:
         return functional_call(base, self.merged(base), args, kwargs)

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from toolkit.core.adapt import costs, files, handles, peft
 from toolkit.core.adapt.layer import Placed, Schedule
 from toolkit.core.adapt.sites import Site
-from toolkit.core.adapt.steps import hooks
+from toolkit.core.adapt.steps import hooks, wrappers
 from toolkit.core.adapt.steps.controller import Controller, Several
+from toolkit.core.adapt.steps.whole import of_modules, of_optimizer, whole
 from toolkit.core.declare.info import Info
 
 
@@ -178,9 +179,11 @@ class Adapted:
         self._check()
         if self.controller is not None:
             raise RuntimeError("attach was called before on this model; one optimizer drives it")
-        optimizer = hooks.unwrap(optimizer)
-        hooks.check_holds(optimizer, self.named_parameters())
         scheduled = self._scheduled()
+        if scheduled:
+            handles.refuse_sharded(self, scheduled[0].info.title)
+        optimizer = wrappers.driven(optimizer) if scheduled else wrappers.unwrap(optimizer)
+        hooks.check_holds(optimizer, self.named_parameters())
         taking_over = [m for m in scheduled if getattr(m, "exclusive", False)]
         if taking_over and len(scheduled) > 1:
             raise ValueError(
@@ -194,18 +197,27 @@ class Adapted:
             self._watch_over(optimizer)
             return self
         given = [options] if len(scheduled) == 1 else _shared_out(scheduled, options)
-        parts = []
-        for method, more in zip(scheduled, given, strict=True):
-            share = self.share(method)
-            controller = method.controller(share, optimizer, total_steps, **more)
-            self.schedule(method).attach(controller)
-            parts.append(controller)
-        self.controller = parts[0] if len(parts) == 1 else Several(parts)
-        try:
-            hooks.register(optimizer, self.controller)
-        except Exception:
-            self._detach()
-            raise
+        for method in scheduled:
+            title, exclusive = method.info.title, getattr(method, "exclusive", False)
+            hooks.check_shares(optimizer, title, exclusive)
+        schedules = [self.schedule(method) for method in scheduled]
+        containers = [vars(self), *of_modules([*self.adapters.values(), *schedules])]
+
+        def build() -> None:
+            parts = []
+            try:
+                for method, more, schedule in zip(scheduled, given, schedules, strict=True):
+                    share = self.share(method)
+                    parts.append(method.controller(share, optimizer, total_steps, **more))
+                    schedule.attach(parts[-1])
+                self.controller = parts[0] if len(parts) == 1 else Several(parts)
+                hooks.register(optimizer, self.controller, self.extra)
+            except BaseException:
+                for part in parts:
+                    part.remove()
+                raise
+
+        whole([*containers, *of_optimizer(optimizer)], build)
         self._watch_over(optimizer)
         self.calm()
         return self
@@ -238,6 +250,7 @@ class Adapted:
         """
         self._need("adapted", "merge")
         self._check()
+        handles.refuse_sharded(self, "merge()")
         self._say_not_attached("merge")
         unmerged = [m for m in self.methods if not m.info.mergeable and self.share(m).sites]
         if unmerged:

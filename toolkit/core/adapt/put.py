@@ -62,6 +62,7 @@ def adapt(
         RuntimeError: a site carries a method already.
     """
     wanted = _wanted(method, targets)
+    handles.refuse_spread(model)
     beside = trained_beside(model, train)
     moved: dict[str, nn.Parameter] = {}
     for one, pattern in wanted:

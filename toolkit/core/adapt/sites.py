@@ -219,3 +219,12 @@ def normal(shape: tuple[int, ...], std: float, site: Site, generator) -> Tensor:
     where = generator.device if generator is not None else "cpu"
     draw = torch.empty(shape, dtype=site.dtype, device=where)
     return draw.normal_(0.0, std, generator=generator).to(site.device)
+
+
+def with_padding(base: nn.Module, site: Site, new: Tensor) -> Tensor:
+    """A new weight with the padding row of an embedding as it was: training never moves that."""
+    row = base.padding_idx if site.kind == "embedding" else None
+    if row is None:
+        return new
+    old = base._parameters[site.parameter][row : row + 1].to(new.dtype)
+    return new.index_copy(0, torch.tensor([row], device=new.device), old)

@@ -19,7 +19,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from toolkit.core.adapt.sites import Site
+from toolkit.core.adapt.sites import Site, with_padding
 
 
 class WeightLayer(nn.Module):
@@ -42,7 +42,7 @@ class WeightLayer(nn.Module):
         matrix = old[:, None] if site.kind == "norm" else site.to_matrix(old)
         new = self.new(matrix.to(site.dtype))
         flat = new[:, 0] if site.kind == "norm" else site.to_weight(new)
-        return {site.parameter: flat.to(old.dtype).contiguous()}
+        return {site.parameter: with_padding(base, site, flat.to(old.dtype).contiguous())}
 
     def forward(self, base: nn.Module, *args: Any, **kwargs: Any) -> Any:
         return functional_call(base, self.merged(base), args, kwargs)

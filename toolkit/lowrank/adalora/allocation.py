@@ -81,15 +81,12 @@ class AllocationController(RankController):
 
     @torch.no_grad()
     def before_step(self) -> None:
-        """Add the gradient of the penalty, after making sure that there are gradients to read."""
-        if self.ready():
-            self.add_penalty()
+        """Add the gradient of the penalty."""
+        self.add_penalty()
 
     @torch.no_grad()
     def after_step(self) -> None:
         """Score the updated triplets, then prune if this step is one for it."""
-        if self.skipping:
-            return
         prune, m = self.allocating, self.method
         # official order: scores are frozen in the final phase, so the same triplets stay pruned
         if self.step < self.total_steps - m.final:
@@ -141,8 +138,10 @@ class AllocationController(RankController):
         scores = self.scores()
         together = torch.cat(scores)
         threshold = together.kthvalue(self.initial - budget).values
-        for layer, score in zip(self.layers, scores, strict=True):
-            layer.E.masked_fill_((score <= threshold)[:, None], 0.0)
+        lambdas = self.tensors[1::3]
+        pairs = zip(lambdas, scores, strict=True)
+        kept = [E.masked_fill((score <= threshold)[:, None], 0.0) for E, score in pairs]
+        torch._foreach_copy_(lambdas, kept)  # all at once, or none if an interrupt comes
         last = self.total_steps - self.method.final
         if (self.step % self.every == 0 and self.step <= last) or self.step in (last - 1, last + 1):
             self.history.add(self.step, budget, self.counts(), together, threshold)

@@ -91,11 +91,15 @@ class IncrementController(GrowthController):
         try:
             super().before_step()
         finally:
-            for layer in self.layers:
-                layer.score = None
+            self.discard()
 
-    def after_step(self) -> None:
-        super().after_step()
+    def discard(self) -> None:
+        super().discard()
+        for layer in self.layers:
+            layer.score = None
+
+    def finish(self) -> None:
+        super().finish()
         if self.step == self.total_steps or (self.method.window is not None and self.growing):
             self._listen()
 

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from toolkit.core.adapt.model import Adapted
 from toolkit.core.adapt.steps.controller import Controller
-from toolkit.core.adapt.steps.gradients import present, skipped
 from toolkit.core.adapt.steps.shapes import alike, groups
 from toolkit.lowrank.lora_ggpo.cover import Maker
 from toolkit.lowrank.lora_ggpo.noise import gradient_row_squares
@@ -38,13 +37,11 @@ class GroupedController(Controller):
         for layer in self.layers:
             layer.cover.clear()
 
-    def gradients(self) -> dict[str, Tensor] | None:
-        """Gradients by name, zeros where there is none; None if all lack or the step is skipped."""
-        none = all(p.grad is None for p in self.factors.values())
-        if skipped(self.optimizer, self.title) or none:
-            return None
-        found = present(self.factors, self.title)
-        return {n: found[n] if n in found else torch.zeros_like(p) for n, p in self.factors.items()}
+    def gradients(self) -> dict[str, Tensor]:
+        """Gradients by name, zeros where there is none."""
+        return {
+            n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in self.factors.items()
+        }
 
     def stacks(self, group: Sequence[int], of: Mapping[str, Tensor]) -> list[Tensor]:
         """What ``of`` holds for A and for B of a group's layers, (k, r, n) and (k, m, r)."""
@@ -67,6 +64,13 @@ class GroupedController(Controller):
     def weight_of(self, i: int) -> Tensor:
         """The frozen weight of layer i, in its own layout."""
         return self.bases[i]._parameters[self.layers[i].site.parameter]
+
+    def keep_padding(self, i: int, new: Tensor) -> Tensor:
+        """A perturbed weight of layer i, its padding row put back in place as it is in the base."""
+        row = getattr(self.bases[i], "padding_idx", None)
+        if row is not None:
+            new[row] = self.weight_of(i)[row]
+        return new
 
     def lay(self, i: int, make: Maker) -> None:
         """Put what ``make`` forms over layer i."""

@@ -122,8 +122,6 @@ class MomentumController(GroupedController):
     def before_step(self) -> None:
         """Smooth the size of the gradient, which was taken at the perturbed point."""
         grads = self.gradients()
-        if grads is None:
-            return
         sizes = self._sizes(grads)
         paper = self.method.like == "paper"
         finite(grads | {"all": sizes[0]} if paper else self.by_layer(sizes), self.step)
@@ -187,7 +185,7 @@ class MomentumController(GroupedController):
         product = torch.cat([dB, layer.B], 1) @ torch.cat([layer.A, dA], 0)
         move = layer.site.to_weight(layer.scale * product)
         new = (weight.to(move.dtype) + move).to(weight.dtype)
-        return new if out is None else out.copy_(new)
+        return self.keep_padding(i, new if out is None else out.copy_(new))
 
     def kept(self) -> dict[str, Tensor]:
         smooth = {f"smooth.{k}": x for k, x in enumerate(self.smooth)}

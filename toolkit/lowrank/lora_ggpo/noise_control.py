@@ -56,11 +56,7 @@ class NoiseController(GroupedController):
         """Row norms of the gradient that this step uses, from factors it has not changed yet."""
         if not (self.method.beta > 0 and self.method.noisy):
             return
-        grads = self.gradients()
-        if grads is None:
-            self.gradient = [torch.zeros_like(g) for g in self.gradient]
-            return
-        found = self.row_squares(grads)
+        found = self.row_squares(self.gradients())
         finite(self.by_layer(found), self.step)
         self.gradient, self.known = found, True
 
@@ -140,7 +136,8 @@ class NoiseController(GroupedController):
                 )
             z.copy_(site.to_weight(drawn.to(weight.device, site.dtype)))
         torch.addcmul(weight.to(z.dtype), z, wide, out=z)
-        return out.copy_(z) if half and out is not None else z.to(weight.dtype)
+        z = out.copy_(z) if half and out is not None else z.to(weight.dtype)
+        return self.keep_padding(i, z)
 
     def kept(self) -> dict[str, Tensor]:
         pairs = (("weight", self.weight), ("gradient", self.gradient))

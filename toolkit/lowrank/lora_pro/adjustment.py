@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from toolkit.core.adapt.steps.controller import Controller
-from toolkit.core.adapt.steps.gradients import finite, present, skipped
 from toolkit.core.adapt.steps.shapes import alike, groups, stacked
 from toolkit.lowrank.lora_pro.projection import Frame
 
@@ -24,10 +23,8 @@ class Adjustment(Controller):
     Attributes: ``A`` and ``B`` (factors of every layer), ``groups`` (layers of one shape).
 
     Raises:
-        RuntimeError: in ``before_step``, before anything has changed: no gradient anywhere, one
-            factor without, or gradients that a ``GradScaler`` has not unscaled yet.
-        TypeError: likewise, a sparse gradient.
-        FloatingPointError: likewise, one that is not finite.
+        RuntimeError: in ``before_step``, before anything has changed: one factor of a layer has no
+            gradient.
     """
 
     def __init__(
@@ -36,14 +33,10 @@ class Adjustment(Controller):
         super().__init__(method, layers, optimizer)
         self.A, self.B = [x.A for x in self.layers], [x.B for x in self.layers]
         self.groups = groups(self.layers, lambda x: (alike(x.A, x.B), x.scale))
-        self._raw: list[tuple[nn.Parameter, Tensor]] | None = None
+        self._raw: list[tuple[nn.Parameter, Tensor, Tensor]] = []
 
     @torch.no_grad()
     def before_step(self) -> None:
-        self._raw = None
-        if skipped(self.optimizer, self.title):
-            return
-        finite(present(self.named(), self.title), self.step)
         # all that can fail comes first, so that a refusal leaves no layer half way
         active = [[i for i in group if self._reached(i)] for group in self.groups]
         damping = self.method.damping
@@ -51,7 +44,6 @@ class Adjustment(Controller):
             Frame(stacked(self.A, at), stacked(self.B, at), damping) if at else None
             for at in active
         ]
-        self._raw = []
         for k, (at, frame) in enumerate(zip(active, frames, strict=True)):
             if frame is not None:
                 raw = [stacked([p.grad for p in factors], at) for factors in (self.A, self.B)]
@@ -60,12 +52,15 @@ class Adjustment(Controller):
                 self.exchange([self.B[i] for i in at], gB)
 
     def after_step(self) -> None:
-        if self._raw is None:
-            return
-        for p, grad in self._raw:
-            p.grad = grad
-        self._raw = None
+        self.undo()
         super().after_step()
+
+    def undo(self) -> None:
+        """Put back the raw gradients, except where a new backward pass has written others."""
+        for p, grad, new in self._raw:
+            if p.grad is new:
+                p.grad = grad
+        self._raw = []
 
     def moved(
         self, k: int, at: Sequence[int], frame: Frame, gA: Tensor, gB: Tensor
@@ -79,7 +74,7 @@ class Adjustment(Controller):
     def exchange(self, parameters: Sequence[nn.Parameter], stack: Tensor) -> None:
         """Give parameters new gradients until the step is over."""
         for p, new in zip(parameters, stack.to(parameters[0].dtype).unbind(), strict=True):
-            self._raw.append((p, p.grad))
+            self._raw.append((p, p.grad, new))
             p.grad = new
 
     def _reached(self, i: int) -> bool:

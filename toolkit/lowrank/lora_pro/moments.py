@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from toolkit.core.adapt.steps.hooks import unwrap
+from toolkit.core.adapt.steps.wrappers import unwrap
 from toolkit.lowrank.lora_pro.adjustment import Adjustment
 from toolkit.lowrank.lora_pro.projection import Frame, equivalent_gradient, widest
 
@@ -118,8 +118,6 @@ class AdamAdjustment(Adjustment):
     def before_step(self) -> None:
         refuse_all_but_sgd(self.optimizer)  # a scheduler may have switched momentum on
         super().before_step()
-        if self._raw is None:
-            return
         for name, p in self.extra.items():
             if p.grad is not None:
                 g = p.grad.to(self.own[name].first.dtype, copy=True)[None]

@@ -138,11 +138,11 @@ class TriangularController(GrowthController):
         return (self.step - self.warmup) / (self.total_steps - self.warmup)
 
     @torch.no_grad()
-    def after_step(self) -> None:
+    def finish(self) -> None:
         """Measure, and let layers grow, if this step is one for it."""
-        if self.allocating and not self.skipping:
+        if self.allocating:
             self.look()
-        super().after_step()
+        super().finish()
 
     def look(self) -> None:
         """Score every layer and let the best grow.

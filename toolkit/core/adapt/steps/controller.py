@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -11,6 +12,9 @@ from torch import Tensor, nn
 
 class Controller:
     """Acts before and after a step; its state is tensors only, so that it can be saved.
+
+    :class:`~toolkit.core.adapt.steps.hooks.Driver` calls it, once around each step whose gradients
+    are there, dense, unscaled and finite.
 
     Attributes:
         method: the hyperparameters.
@@ -50,12 +54,27 @@ class Controller:
         pairs = zip(self.names, self.layers, strict=True)
         return {f"{n}.{leaf}": p for n, layer in pairs for leaf, p in layer.named_parameters()}
 
+    @functools.cached_property
+    def trained(self) -> dict[str, nn.Parameter]:
+        """:meth:`named`, kept: the tensors whose gradients are checked before each step."""
+        return self.named()
+
+    def synchronise(self) -> None:
+        """Called before gradients are judged, so that all processes judge the same numbers."""
+
     def before_step(self) -> None:
         """Called before the optimizer moves anything; what it raises leaves all as it was."""
 
     def after_step(self) -> None:
         """Called when the optimizer has moved its tensors."""
         self.step += 1
+
+    def undo(self) -> None:
+        """Called when a step was broken off: take back what :meth:`before_step` had laid out."""
+
+    def discard(self) -> None:
+        """Called when a step is refused or left out: forget what its backward pass left, too."""
+        self.undo()
 
     def hooked(self, unhook: Callable[[], None]) -> None:
         """Told by :func:`~toolkit.core.adapt.steps.hooks.register` how to let the optimizer go."""
@@ -105,6 +124,32 @@ class Several(Controller):
 
     def __init__(self, parts: Sequence[Controller]):
         self.parts = list(parts)
+        self.exclusive = any(part.exclusive for part in self.parts)  # type: ignore[misc]
+
+    @property
+    def title(self) -> str:
+        return " and ".join(part.title for part in self.parts)
+
+    @property
+    def step(self) -> int:  # type: ignore[override]
+        """Steps done."""
+        return self.parts[0].step
+
+    @property
+    def trained(self) -> dict[str, nn.Parameter]:  # type: ignore[override]
+        return {name: p for part in self.parts for name, p in part.trained.items()}
+
+    def synchronise(self) -> None:
+        for part in self.parts:
+            part.synchronise()
+
+    def undo(self) -> None:
+        for part in self.parts:
+            part.undo()
+
+    def discard(self) -> None:
+        for part in self.parts:
+            part.discard()
 
     def before_step(self) -> None:
         for part in self.parts:

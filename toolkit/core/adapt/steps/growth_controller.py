@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -11,15 +11,16 @@ from torch import Tensor, nn
 from toolkit.core.adapt.steps.growth import Growth, check_fits, looks
 from toolkit.core.adapt.steps.growth_groups import GrowthGroups
 from toolkit.core.adapt.steps.ranks import RankController
+from toolkit.core.adapt.steps.whole import of_modules, of_optimizer, whole
 
 
 class GrowthController(RankController):
     """Around each step of a method that grows: checks, learning rates, penalty, growth, history.
 
-    A method subclasses it and decides in :meth:`decide`, before the optimizer acts, or calls
-    :meth:`grow` where its rule says so. A layer has ``rank`` (components that count), ``limit``
-    (the largest rank its matrix can have) and ``grow(amount, draws)``, which returns the tensors
-    that train from now on by leaf name.
+    A method subclasses it and decides in :meth:`decide`, before the optimizer acts, or in
+    :meth:`finish`, after it; layers grow when the step is done. A layer has ``rank`` (components
+    that count), ``limit`` (the largest rank its matrix can have) and ``grow(amount, draws)``, which
+    returns the tensors that train from now on by leaf name.
 
     Attributes: ``total`` (ranks in all, now), ``groups`` (see :class:`GrowthGroups`), and those of
     the base class. The history has a record of the start and of each growth.
@@ -55,6 +56,7 @@ class GrowthController(RankController):
     ):
         super().__init__(method, layers, optimizer, total_steps, **options)
         self.growth, self.warmup, self.interval = growth, method.warmup, method.interval
+        self.due: Growth | None = None
         self.check_schedule()
         self._record()
         missing = max(0, self.target - self.total)
@@ -115,12 +117,8 @@ class GrowthController(RankController):
 
     @torch.no_grad()
     def before_step(self) -> None:
-        if not self.ready():
-            return
-        growth = self.decide()
+        self.due = self.decide()
         self.add_penalty()
-        if growth is not None:
-            self.grow(*growth)
         self.groups.before_step(self.step)  # the rates last, after all that may raise
 
     @torch.no_grad()
@@ -164,20 +162,43 @@ class GrowthController(RankController):
                 f"total_steps={self.total_steps}; give attach() more total_steps"
             )
         self.groups.need_free()
-        born: dict[str, nn.Parameter] = {}
-        for name, layer, amount in growing:
-            new = layer.grow(amount, (draws or {}).get(name))
-            born |= {f"{name}.{leaf}": p for leaf, p in new.items()}
-        self.groups.fill(born, self.step)
-        self.trained = self.named()
-        self._record(scores, threshold)
+
+        def change() -> None:
+            born: dict[str, nn.Parameter] = {}
+            for name, layer, amount in growing:
+                new = layer.grow(amount, (draws or {}).get(name))
+                born |= {f"{name}.{leaf}": p for leaf, p in new.items()}
+            self.groups.fill(born, self.step)
+            self.trained = self.named()
+            self._record(scores, threshold)
+
+        whole(self._containers(), change)
+
+    def _containers(self) -> Iterator[Any]:
+        """All that a growth writes into."""
+        yield from (vars(self), self.history, vars(self.groups))
+        yield from (self.groups.births, self.groups.members)
+        yield from of_modules(self.layers)
+        yield from of_optimizer(self.optimizer)
 
     def _record(self, scores: Tensor | None = None, threshold: float = float("nan")) -> None:
         ranks = torch.tensor([*self.ranks().values()])
         self.history.add(self.step, self.total, ranks, scores, threshold)
 
+    @torch.no_grad()
     def after_step(self) -> None:
+        """Grow and count the step: both or, if an interrupt comes, neither."""
+        if self.allocating or self.step + 1 == self.total_steps:
+            whole(self._containers(), self.finish)
+        else:
+            self.finish()
+
+    def finish(self) -> None:
+        """What comes after a step."""
         self.groups.after_step()
+        if self.due is not None:
+            growth, self.due = self.due, None
+            self.grow(*growth)
         super().after_step()
 
     def state(self) -> dict[str, Tensor]:
@@ -191,4 +212,5 @@ class GrowthController(RankController):
                 f"the schedule was saved at ranks {saved}, the adapters have {now}; load the "
                 "adapters of the same file with toolkit.load"
             )
-        self.groups.load(state, self.named())
+        self.trained = self.named()
+        self.groups.load(state, self.trained)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from toolkit.core.adapt.steps.growth import restarted_rate
 from toolkit.core.adapt.steps.hooks import group_of
 from toolkit.core.adapt.steps.processes import average_gradients
+from toolkit.core.adapt.steps.wrappers import takes_late_tensors
 
 
 class GrowthGroups:
@@ -37,6 +38,7 @@ class GrowthGroups:
 
     Raises:
         ValueError: a scheduler exists already, or the adapters lie in several groups.
+        TypeError: the optimizer takes no tensors later.
     """
 
     def __init__(
@@ -53,6 +55,11 @@ class GrowthGroups:
         self.optimizer, self.total_steps = optimizer, total_steps
         self.restart, self.warmup = restart, warmup
         self.source = group_of(optimizer, named)
+        if not takes_late_tensors(optimizer):
+            raise TypeError(
+                f"{type(optimizer).__name__} makes what it keeps for a tensor when it is built, so "
+                "tensors that grow later cannot join it; use RMSprop or AdamW"
+            )
         if any("initial_lr" in group for group in optimizer.param_groups):
             raise ValueError(
                 "the optimizer has a scheduler already, which cannot follow parameter groups that "
@@ -162,10 +169,19 @@ class GrowthGroups:
             named: every adapter tensor that trains now, by name.
 
         Raises:
-            ValueError: a tensor of the saved groups does not exist.
+            ValueError: a tensor of the saved groups does not exist, or their number is none that
+                a run of so many steps makes.
         """
         births, text = state["births"].tolist(), bytes(state["members"].tolist()).decode()
         members = [line.split("\t") for line in text.split("\n")] if births else []
+        number, all_names = int(state["groups"]), [name for names in members for name in names]
+        if not len(births) == len(members) <= number <= max(self.total_steps, self.number):
+            raise ValueError(
+                f"the saved schedule has groups={number}, {len(births)} births and {len(members)} "
+                f"sets of members, which no run of total_steps={self.total_steps} makes"
+            )
+        if len(set(all_names)) < len(all_names):
+            raise ValueError("the saved schedule names a tensor in two groups (members)")
         missing = [name for names in members for name in names if name not in named]
         if missing:
             raise ValueError(
@@ -180,7 +196,7 @@ class GrowthGroups:
             if "param_names" in group:
                 group["param_names"][:] = [group["param_names"][i] for i in kept]
         self.births, self.members = [], []
-        self._reserve(int(state["groups"]))
+        self._reserve(number)
         self.eta0 = float(state["eta0"])
         for birth, names in zip(births, members, strict=True):
             self.fill({name: named[name] for name in names}, birth)

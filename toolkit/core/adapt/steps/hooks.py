@@ -1,34 +1,21 @@
 """What a method does around each optimizer step, through the optimizer's own hooks.
 
 Because the hooks belong to the optimizer, any training loop works unchanged: a plain one,
-``transformers.Trainer``, Lightning or Accelerate.
+``transformers.Trainer``, Lightning, skorch or Accelerate, with ``step()`` or ``step(closure)``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import copy
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
 from toolkit.core.adapt.steps.controller import Controller
-
-
-def unwrap(optimizer: Any) -> torch.optim.Optimizer:
-    """The optimizer whose ``step`` really runs: Accelerate wraps it."""
-    inner = getattr(optimizer, "optimizer", optimizer)
-    if not isinstance(inner, torch.optim.Optimizer):
-        raise TypeError(
-            f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}"
-        )
-    base = getattr(inner, "base_optimizer", None)
-    if isinstance(base, torch.optim.Optimizer):
-        raise TypeError(
-            f"{type(inner).__name__} moves the tensors through its base_optimizer; hooks on the "
-            "outer one may never be called; call attach(optimizer.base_optimizer)"
-        )
-    return inner
+from toolkit.core.adapt.steps.gradients import finite, present, refuse_scaler, skipped
 
 
 def check_holds(
@@ -42,6 +29,17 @@ def check_holds(
             f"optimizer holds none of {missing[:3]}{' ...' if len(missing) > 3 else ''} "
             f"({len(missing)} trained tensors missing); build it from adapted.parameters()"
         )
+
+
+def check_shares(optimizer: torch.optim.Optimizer, title: str, exclusive: bool) -> None:
+    """Raise ValueError where an optimizer that is driven already cannot be driven by another."""
+    for hook in optimizer._optimizer_step_pre_hooks.values():
+        other = getattr(hook, "__self__", None)
+        if isinstance(other, Driver) and (exclusive or other.controller.exclusive):
+            raise ValueError(
+                f"{title} cannot share this optimizer, which {other.controller.title} drives "
+                "already: one of them takes over what the optimizer does; give each its own"
+            )
 
 
 def group_of(optimizer: torch.optim.Optimizer, named: Mapping[str, nn.Parameter]) -> int:
@@ -59,24 +57,176 @@ def group_of(optimizer: torch.optim.Optimizer, named: Mapping[str, nn.Parameter]
     return next(iter(found))
 
 
-def register(optimizer: torch.optim.Optimizer, controller: Controller) -> None:
-    """Call the controller around every step of the optimizer."""
+class Driver:
+    """Calls a controller around every step of one optimizer, once each.
 
-    def before(_: Any, args: tuple, kwargs: dict) -> None:
-        # args[0] is the optimizer itself
-        if any(a is not None for a in args[1:]) or kwargs.get("closure") is not None:
+    Before the optimizer moves anything, gradients are checked: there, dense, unscaled, finite in
+    every trained tensor; a step that is refused has changed nothing. ``step(closure)`` runs the
+    closure first and then the controller, so that it sees the gradients of the backward pass.
+
+    Args:
+        optimizer: what steps.
+        controller: what acts.
+        beside: tensors that the optimizer moves beside the controller's own, by name; their
+            gradients must be finite too.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        controller: Controller,
+        beside: Mapping[str, nn.Parameter],
+    ):
+        self.optimizer, self.controller, self.beside = optimizer, controller, beside
+        self.acted = self.proven = False
+        self.waits = False  # for a closure to be called
+        self.began: tuple[Any, int] | None = None
+
+    def before(self, _: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        if self._nested():
+            return None
+        self._tidy()
+        self.began = self.optimizer.state, len(self.optimizer.state)
+        self.acted = self.waits = False
+        refuse_scaler(self.optimizer, kwargs.get("grad_scaler"), self.controller.title)
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if not callable(closure):
+            self.act()
+            return None
+        closure, self.waits = self._acting(closure), True
+        if kwargs.get("closure") is not None:
+            return args, kwargs | {"closure": closure}
+        return (args[0], closure, *args[2:]), kwargs
+
+    def after(self, *_: Any) -> None:
+        if self._nested():
+            return
+        self.began = None
+        if self.waits:
             raise RuntimeError(
-                "optimizer.step(closure) computes gradients after the method has read them; call "
-                "backward() yourself and then optimizer.step()"
+                f"{type(self.optimizer).__name__} did not call the closure it was given, so "
+                f"{self.controller.title} did not act; call backward() and then step()"
             )
-        controller.before_step()
+        if self.acted:
+            self.acted, self.proven = False, True
+            self.controller.after_step()
 
-    def after(*_: Any) -> None:
-        controller.after_step()
+    @torch.no_grad()
+    def act(self, may_lack: bool = False) -> None:
+        """Let the controller act before the step, if its gradients are such as it can read.
 
+        Args:
+            may_lack: whether a step without any gradient is a step left out and no mistake.
+
+        Raises:
+            RuntimeError, TypeError, FloatingPointError: see
+                :mod:`toolkit.core.adapt.steps.gradients`.
+        """
+        controller = self.controller
+        try:
+            if skipped(self.optimizer, controller.title):
+                return
+            if may_lack and all(p.grad is None for p in controller.trained.values()):
+                return
+            present(controller.trained, controller.title)
+            controller.synchronise()
+            named = controller.trained | self.beside
+            finite({n: p.grad for n, p in named.items() if p.grad is not None}, controller.step)
+            controller.before_step()
+            self.acted = True
+        finally:
+            if not self.acted:
+                controller.discard()
+
+    def _acting(self, closure: Callable[..., Any]) -> Callable[..., Any]:
+        """The closure, with what the method does before a step behind it."""
+        held = None if self.proven else _Held(self.optimizer, self.controller)
+
+        def acting(*args: Any, **kwargs: Any) -> Any:
+            if not self.waits:
+                name = type(self.optimizer).__name__
+                if held is not None:
+                    held.restore()
+                raise RuntimeError(
+                    f"{name} calls its closure more than once in a step, and "
+                    f"{self.controller.title} acts on the gradients of one backward pass; use an "
+                    "optimizer that calls it once, such as AdamW"
+                )
+            result = closure(*args, **kwargs)
+            self.waits = False
+            # Lightning's closure returns None where a training_step left its batch out
+            self.act(may_lack=result is None)
+            return result
+
+        return acting
+
+    def _nested(self) -> bool:
+        """Whether the step runs inside another one of the optimizer: torch calls the hooks of both.
+
+        So it does where a subclass calls its parent's step.
+        """
+        calls_hooks = type(self.optimizer).step.__code__
+        frame, found = sys._getframe(1), 0
+        while frame is not None and found < 2:
+            if frame.f_code is calls_hooks:
+                found += frame.f_locals["args"][0] is self.optimizer
+            frame = frame.f_back
+        return found > 1
+
+    def _tidy(self) -> None:
+        """After a step that was broken off: drop state that may be half made, undo what is laid."""
+        if self.began is None:
+            return
+        state, known = self.began
+        self.began = None
+        if state is self.optimizer.state:
+            for tensor in list(state)[known:]:
+                del state[tensor]
+        self.controller.undo()
+
+
+class _Held:
+    """What a step may change, copied: taken once, at the first step with a closure."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, controller: Controller):
+        self.optimizer, self.controller = optimizer, controller
+        self.tensors = [p for group in optimizer.param_groups for p in group["params"]]
+        self.values = [p.detach().clone() for p in self.tensors]
+        self.groups = [
+            {k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups
+        ]
+        self.state = {p: copy.deepcopy(s) for p, s in optimizer.state.items()}
+        self.schedule = {name: t.detach().clone() for name, t in controller.state().items()}
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        self.controller.undo()
+        self.controller.load(self.schedule)
+        torch._foreach_copy_(self.tensors, self.values)
+        for group, held in zip(self.optimizer.param_groups, self.groups, strict=True):
+            group.update(held)
+        self.optimizer.state.clear()
+        self.optimizer.state.update(self.state)
+
+
+def register(
+    optimizer: torch.optim.Optimizer,
+    controller: Controller,
+    extra: Mapping[str, nn.Parameter] | None = None,
+) -> None:
+    """Call the controller around every step of the optimizer.
+
+    Args:
+        optimizer: see :func:`~toolkit.core.adapt.steps.wrappers.driven`.
+        controller: what acts.
+        extra: what trains beside the controller's own tensors, by name.
+    """
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    beside = {name: p for name, p in (extra or {}).items() if id(p) in held}
+    driver = Driver(optimizer, controller, beside)
     handles = [
-        optimizer.register_step_pre_hook(before),
-        optimizer.register_step_post_hook(after),
+        optimizer.register_step_pre_hook(driver.before),
+        optimizer.register_step_post_hook(driver.after),
     ]
 
     def remove() -> None:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from toolkit.core.adapt.steps.gradients import finite, present, skipped
 from toolkit.core.adapt.steps.history import History
 from toolkit.core.adapt.steps.orthogonality import PenalisedController
 
@@ -22,8 +21,8 @@ class RankController(PenalisedController):
     """Reads gradients around each step, knows the target, and records what was decided.
 
     Attributes: ``total_steps``, ``target`` (ranks in all at the end), ``history`` (list of
-    :class:`~toolkit.core.adapt.steps.history.Record`), ``trained`` (name -> tensor), ``skipping``
-    (whether a ``GradScaler`` skips the step that runs), and those of the base class.
+    :class:`~toolkit.core.adapt.steps.history.Record`), ``trained`` (name -> tensor), and
+    those of the base class.
 
     Args:
         method: has ``target_rank`` and ``total_rank``, which overrides it times the layers.
@@ -53,40 +52,16 @@ class RankController(PenalisedController):
         super().__init__(method, layers, optimizer, penalty)
         if total_steps is None:
             raise ValueError(f"{self.title} moves ranks over the run: attach(..., total_steps=T)")
-        self.total_steps, self.scorer, self.skipping = total_steps, scorer, False
+        self.total_steps, self.scorer = total_steps, scorer
         self.target = method.total_rank
         if self.target is None:
             self.target = method.target_rank * len(self.layers)
         self.history = History(self.names, [1] * len(self.layers) if widths is None else widths)
-        self.trained = self.named()
 
     @property
     def allocating(self) -> bool:
         """Whether ranks move in the coming step."""
         raise NotImplementedError
-
-    def synchronise(self) -> None:
-        """Called before gradients are judged, so that all processes judge the same numbers."""
-
-    def ready(self) -> bool:
-        """Whether the coming step is done, its gradients being such as the method can read.
-
-        Raises:
-            RuntimeError: there are none, or scaled ones. TypeError: sparse ones.
-            FloatingPointError: some are not finite and ranks are about to move.
-        """
-        self.skipping = skipped(self.optimizer, self.title)
-        if self.skipping:
-            return False
-        grads = present(self.trained, self.title)
-        self.synchronise()
-        if self.allocating:
-            finite(grads, self.step)
-        return True
-
-    def after_step(self) -> None:
-        if not self.skipping:
-            super().after_step()
 
     def table(self) -> pd.DataFrame:
         """The history, one row per decision and layer: see :meth:`History.table`."""
