@@ -179,6 +179,18 @@ def _of(placed: Any, part: str) -> nn.Module:
     return placed.layer if part == "layer" else placed.layer.base
 
 
+def check_shapes(sites: Mapping[str, Any]) -> None:
+    """Raise RuntimeError for a weight that is no longer of the shape its adapter was made for."""
+    for name, placed in sites.items():
+        weight = placed.layer.base._parameters.get(placed.site.parameter)
+        if weight is not None and tuple(weight.shape) != placed.site.shape:
+            raise RuntimeError(
+                f"layer {name!r} was adapted with a weight of shape {placed.site.shape}, which is "
+                f"{tuple(weight.shape)} now (resized, perhaps through a tied embedding); resize "
+                "before adapting"
+            )
+
+
 class Guard:
     """Looks whether an attached optimizer still moves the model's own tensors.
 

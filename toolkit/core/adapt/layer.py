@@ -49,6 +49,20 @@ class AdaptedLayer(nn.Module):
             return self.adapter.merged(base).get(name, base._parameters[name])
         return getattr(base, name)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        base = self.__dict__.get("_modules", {}).get("base")
+        if base is not None and name in base._parameters:
+            if value is base._parameters[name]:  # weights are tied again: nothing changes
+                return
+            raise AttributeError(
+                f"{name} of this adapted layer is that of the frozen layer and its adapter "
+                f"together, so it cannot be set; set base.{name}, or merge() or unload() first"
+            )
+        if base is not None and name in base._buffers:
+            setattr(base, name, value)
+        else:
+            super().__setattr__(name, value)
+
     def _fqn_modifiers(self) -> Mapping[str, str]:
         return checkpoint.modifiers(self)
 
@@ -101,6 +115,16 @@ class Schedule(nn.Module):
         state = {key: value.detach().clone() for key, value in self.controller.state().items()}
         return self.__dict__ | {"controller": None, "waiting": state}
 
+    def __getattr__(self, name: str) -> Any:
+        # torch.distributed.checkpoint walks to each entry of a state dict by its name
+        if not name.startswith("_") and "waiting" in self.__dict__:
+            if any(name in key.split(".") for key in self._state()):
+                return self
+        return super().__getattr__(name)
+
+    def _state(self) -> dict[str, Tensor]:
+        return self.waiting if self.controller is None else self.controller.state()
+
     def attach(self, controller: Controller) -> None:
         """Carry the state of a controller from now on, and give it what waits.
 
@@ -118,8 +142,7 @@ class Schedule(nn.Module):
             checkpoint.resume(self.controller, state)
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        state = self.waiting if self.controller is None else self.controller.state()
-        for key, value in state.items():
+        for key, value in self._state().items():
             destination[prefix + key] = value if keep_vars else value.detach()
 
     def _load_from_state_dict(

@@ -408,6 +408,7 @@ class Adapted:
     def _check(self) -> None:
         """Raise RuntimeError unless the model carries all that this handle, or its optimizer, holds."""
         self.find()
+        handles.check_shapes(self.sites)
         if self._guard is not None:
             self._guard.check()
 

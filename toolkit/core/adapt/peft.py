@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from toolkit.core.adapt.checkpoint import whole
+from toolkit.core.adapt.handles import also_called
 
 PREFIX = "base_model.model."
 
@@ -164,6 +165,12 @@ def _to_peft(value: Tensor, ours: str, placed: Any) -> Tensor:
 def _whole_modules(adapted: Any) -> list[str]:
     """Modules whose every parameter is trained beside; peft knows only whole modules."""
     modules = sorted({name.rpartition(".")[0] for name in adapted.extra})
+    for first, others in also_called(adapted.model).items():
+        if first in adapted.extra:
+            raise TypeError(
+                f"peft trains a copy of a whole module, but {[first, *others]} are one tied tensor; "
+                "untie them to export"
+            )
     for module in modules:
         own = {f"{module}.{k}" for k, _ in adapted.model.get_submodule(module).named_parameters()}
         if not module or not own <= set(adapted.extra):
