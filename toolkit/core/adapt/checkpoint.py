@@ -83,6 +83,10 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.detach() if gather is None else gather().detach()
 
 
+ODD = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError)
+"""What a computation raises over numbers of a kind it never made itself."""
+
+
 def resume(controller: Any, state: Mapping[str, Tensor]) -> None:
     """Let a controller go on from a state.
 
@@ -94,7 +98,7 @@ def resume(controller: Any, state: Mapping[str, Tensor]) -> None:
         _refuse_odd(key, state[key], own[key])
     try:
         controller.load(state)
-    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:
+    except (*ODD, UnicodeDecodeError) as error:
         raise ValueError(f"the saved schedule of {controller.title} is damaged ({error})") from error
 
 
