@@ -59,9 +59,7 @@ def saved(request, tmp_path_factory):
 
 def state_of(model, optimizer=None):
     """Everything that a refusal must leave: tensors, by identity and value, flags and groups."""
-    tensors = {
-        k: (id(v), v.detach().clone()) for k, v in model.state_dict(keep_vars=True).items()
-    }
+    tensors = {k: (id(v), v.detach().clone()) for k, v in model.state_dict(keep_vars=True).items()}
     flags = [p.requires_grad for p in model.parameters()]
     kinds = [type(m) for m in model.modules()]
     groups = [
@@ -184,9 +182,7 @@ def test_a_schedule_that_no_run_leaves_behind_is_refused(saved, number, tmp_path
     same(before, state_of(adapted.model, optimizer))
 
 
-@pytest.mark.parametrize(
-    "facts", ["[" * 100_000, "1", "null", "[]", '{"a": 1', ""]
-)
+@pytest.mark.parametrize("facts", ["[" * 100_000, "1", "null", "[]", '{"a": 1', ""])
 def test_facts_of_any_form_are_refused(facts, tmp_path):
     path = tmp_path / "a.safetensors"
     save_file({"x": torch.zeros(1)}, path, metadata={"format": FORMAT, "facts": facts})

@@ -78,7 +78,7 @@ def modifiers(layer: nn.Module) -> Mapping[str, str]:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """A tensor without its graph; a sharded one (``fully_shard``) is gathered from all processes."""
+    """A tensor without its graph; a sharded one is gathered from all processes."""
     gather = getattr(tensor, "full_tensor", None)
     return tensor.detach() if gather is None else gather().detach()
 
@@ -99,7 +99,9 @@ def resume(controller: Any, state: Mapping[str, Tensor]) -> None:
     try:
         controller.load(state)
     except (*ODD, UnicodeDecodeError) as error:
-        raise ValueError(f"the saved schedule of {controller.title} is damaged ({error})") from error
+        raise ValueError(
+            f"the saved schedule of {controller.title} is damaged ({error})"
+        ) from error
 
 
 def _refuse_odd(key: str, value: Tensor, like: Tensor) -> None:

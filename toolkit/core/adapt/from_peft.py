@@ -28,7 +28,8 @@ def load_peft(model: nn.Module, folder: Any) -> Adapted:
         FileNotFoundError: a file of the folder is missing.
         ValueError: the file is damaged or incomplete, the kind of adapter is not in the catalogue,
             it uses an option or a start this toolkit does not have, it means another map there, it
-            belongs to another architecture, or it splits a tied weight. The model is then as it was.
+            belongs to another architecture, or it splits a tied weight. The model is then as it
+            was.
         RuntimeError: the model carries a method already.
     """
     folder = Path(folder)

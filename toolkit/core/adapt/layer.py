@@ -117,9 +117,9 @@ class Schedule(nn.Module):
 
     def __getattr__(self, name: str) -> Any:
         # torch.distributed.checkpoint walks to each entry of a state dict by its name
-        if not name.startswith("_") and "waiting" in self.__dict__:
-            if any(name in key.split(".") for key in self._state()):
-                return self
+        known = not name.startswith("_") and "waiting" in self.__dict__
+        if known and any(name in key.split(".") for key in self._state()):
+            return self
         return super().__getattr__(name)
 
     def _state(self) -> dict[str, Tensor]:

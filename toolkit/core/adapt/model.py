@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from toolkit.core.adapt import costs, files, handles, peft
+from toolkit.core.adapt import guard as guards
 from toolkit.core.adapt.layer import Placed, Schedule
 from toolkit.core.adapt.sites import Site
 from toolkit.core.adapt.steps import hooks, wrappers
@@ -94,7 +95,7 @@ class Adapted:
         self._buffers = {name: b.clone() for name, b in handles.buffers(model)}
         self._originals: dict[str, nn.Parameter] = {}
         self._alarms: list[Any] = []
-        self._guard: handles.Guard | None = None
+        self._guard: guards.Guard | None = None
         self._links = handles.find(model, sites)
         for method in self._scheduled():
             first = next(p for p in sites.values() if p.method is method)
@@ -181,7 +182,7 @@ class Adapted:
             raise RuntimeError("attach was called before on this model; one optimizer drives it")
         scheduled = self._scheduled()
         if scheduled:
-            handles.refuse_sharded(self, scheduled[0].info.title)
+            guards.refuse_sharded(self, scheduled[0].info.title)
         optimizer = wrappers.driven(optimizer) if scheduled else wrappers.unwrap(optimizer)
         hooks.check_holds(optimizer, self.named_parameters())
         taking_over = [m for m in scheduled if getattr(m, "exclusive", False)]
@@ -217,8 +218,13 @@ class Adapted:
                     part.remove()
                 raise
 
-        whole([*containers, *of_optimizer(optimizer)], build)
-        self._watch_over(optimizer)
+        guard = self._watch_over(optimizer)  # its hook comes first, before gradients are read
+        try:
+            whole([*containers, *of_optimizer(optimizer)], build)
+        except BaseException:
+            guard.remove()
+            self._guard = None
+            raise
         self.calm()
         return self
 
@@ -250,7 +256,7 @@ class Adapted:
         """
         self._need("adapted", "merge")
         self._check()
-        handles.refuse_sharded(self, "merge()")
+        guards.refuse_sharded(self, "merge()")
         self._say_not_attached("merge")
         unmerged = [m for m in self.methods if not m.info.mergeable and self.share(m).sites]
         if unmerged:
@@ -406,16 +412,17 @@ class Adapted:
             parameter.requires_grad_(self._before.get(name, parameter.requires_grad))
 
     def _check(self) -> None:
-        """Raise RuntimeError unless the model carries all that this handle, or its optimizer, holds."""
+        """Raise RuntimeError unless the model has all that this handle, or its optimizer, holds."""
         self.find()
-        handles.check_shapes(self.sites)
+        guards.check_shapes(self.sites)
         if self._guard is not None:
             self._guard.check()
 
-    def _watch_over(self, optimizer: torch.optim.Optimizer) -> None:
+    def _watch_over(self, optimizer: torch.optim.Optimizer) -> guards.Guard:
         if self._guard is not None:
             self._guard.remove()
-        self._guard = handles.Guard(self, optimizer)
+        self._guard = guards.Guard(self, optimizer)
+        return self._guard
 
     def _detach(self) -> None:
         self.calm()

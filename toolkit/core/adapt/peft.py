@@ -168,8 +168,8 @@ def _whole_modules(adapted: Any) -> list[str]:
     for first, others in also_called(adapted.model).items():
         if first in adapted.extra:
             raise TypeError(
-                f"peft trains a copy of a whole module, but {[first, *others]} are one tied tensor; "
-                "untie them to export"
+                f"peft trains a copy of a whole module, but {[first, *others]} are one tied "
+                "tensor; untie them to export"
             )
     for module in modules:
         own = {f"{module}.{k}" for k, _ in adapted.model.get_submodule(module).named_parameters()}

@@ -15,12 +15,40 @@ from toolkit.core.adapt.sites import kind_of
 from toolkit.core.declare.fields import hyperparameters as declared
 
 HARMLESS = frozenset(
-    """auto_mapping base_model_name_or_path bias corda_config
-    ensure_weight_tying eva_config exclude_modules fan_in_fan_out inference_mode init_lora_weights
-    init_r layers_pattern layers_to_transform loftq_config lora_alpha lora_dropout lora_ga_config
-    megatron_config megatron_core modules_to_save peft_type peft_version qalora_group_size r
-    rank_pattern revision runtime_config target_modules target_r task_type total_step
-    use_rslora""".split()
+    (
+        "auto_mapping",
+        "base_model_name_or_path",
+        "bias",
+        "corda_config",
+        "ensure_weight_tying",
+        "eva_config",
+        "exclude_modules",
+        "fan_in_fan_out",
+        "inference_mode",
+        "init_lora_weights",
+        "init_r",
+        "layers_pattern",
+        "layers_to_transform",
+        "loftq_config",
+        "lora_alpha",
+        "lora_dropout",
+        "lora_ga_config",
+        "megatron_config",
+        "megatron_core",
+        "modules_to_save",
+        "peft_type",
+        "peft_version",
+        "qalora_group_size",
+        "r",
+        "rank_pattern",
+        "revision",
+        "runtime_config",
+        "target_modules",
+        "target_r",
+        "task_type",
+        "total_step",
+        "use_rslora",
+    )
 )
 """Options that are read elsewhere, or that change no output of a loaded adapter. Any other one that
 is set changes the map, or is not known, and is refused."""
