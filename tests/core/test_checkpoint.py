@@ -49,7 +49,7 @@ def test_the_base_keeps_its_names_and_order():
     keys = list(adapted.model.state_dict())
     assert keys[:4] == ["0.weight", "0.bias", "0.adapter.A", "0.adapter.B"]
     assert [k for k in keys if "adapter" not in k] == list(net().state_dict())
-    assert list(adapted.model.state_dict(prefix="m."))[0] == "m.0.weight"
+    assert next(iter(adapted.model.state_dict(prefix="m."))) == "m.0.weight"
     assert adapted.model.state_dict(keep_vars=True)["0.weight"] is adapted.model[0].base.weight
 
 

@@ -177,7 +177,7 @@ def test_a_schedule_that_no_run_leaves_behind_is_refused(saved, number, tmp_path
     adapted = toolkit.load(net(), out)
     optimizer = optimizer_of(slug, adapted)
     before = state_of(adapted.model, optimizer)
-    with pytest.raises(ValueError, match="schedule|groups"):
+    with pytest.raises(ValueError, match=r"schedule|groups"):
         adapted.attach(optimizer, total_steps=STEPS)
     same(before, state_of(adapted.model, optimizer))
 

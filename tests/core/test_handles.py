@@ -103,8 +103,8 @@ def test_assigned_tensors_are_followed_before_attach_and_named_after(method, tmp
 
 def test_names_that_end_in_base_stay_apart(tmp_path):
     torch.manual_seed(0)
-    model = nn.ModuleDict({"base": nn.ModuleDict({"norm": nn.BatchNorm1d(4)}), "norm": nn.BatchNorm1d(4),
-                           "fc": nn.Linear(4, 4)})  # fmt: skip
+    inner = nn.ModuleDict({"norm": nn.BatchNorm1d(4)})
+    model = nn.ModuleDict({"base": inner, "norm": nn.BatchNorm1d(4), "fc": nn.Linear(4, 4)})
     adapted = adapt(model, LoRA(rank=2), "fc")
     model["base"]["norm"](torch.randn(8, 4))
     assert all(name.startswith("base.norm.") for name in adapted.changed_buffers())
@@ -124,7 +124,7 @@ def test_a_tied_tensor_trains_as_one_and_says_so(name, tmp_path):
     assert torch.equal(loaded.model(x), model(x))
     untied = Tied()
     untied.head.weight = nn.Parameter(untied.words.weight.detach().clone())
-    with pytest.raises(ValueError, match="'head.weight' are not one tensor"):
+    with pytest.raises(ValueError, match=r"'head\.weight' are not one tensor"):
         toolkit.load(untied, tmp_path / "a")
     with pytest.raises(TypeError, match="one tied tensor"):
         adapted.save_peft(tmp_path / "peft")
