@@ -21,7 +21,7 @@ _EXPORTS = {
     "Adapted": "toolkit.core.adapt.model",
     "load": "toolkit.core.adapt.load",
     "save_peft": "toolkit.core.adapt.peft",
-    "load_peft": "toolkit.core.adapt.load",
+    "load_peft": "toolkit.core.adapt.from_peft",
     "catalogue": "toolkit.core.declare.catalogue",
 }
 

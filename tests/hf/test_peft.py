@@ -185,3 +185,83 @@ def test_refuses_damage_and_other_models(tmp_path):
     after = model.state_dict()
     assert all(torch.equal(after[k], v) for k, v in before.items())
     assert after.keys() == before.keys()
+
+
+def gaps(theirs, ours, x):
+    return float((logits(theirs, x) - logits(ours, x)).abs().max())
+
+
+@pytest.mark.parametrize("start", [True, False, "gaussian", "orthogonal", "pissa", "olora"])
+def test_a_start_that_changes_the_base_is_refused_and_others_load(start, tmp_path):
+    config = peft.LoraConfig(r=2, target_modules=["query"], init_lora_weights=start)
+    theirs = peft.get_peft_model(bert(), config)
+    shake([p for p in theirs.parameters() if p.requires_grad])
+    theirs.save_pretrained(tmp_path)
+    if start in ("pissa", "olora"):
+        with pytest.raises(ValueError, match=f"init_lora_weights='{start}'"):
+            load_peft(bert(), tmp_path)
+    else:
+        assert gaps(theirs, load_peft(bert(), tmp_path).model, tokens()) < 1e-6
+
+
+class Padded(torch.nn.Module):
+    def __init__(self, **options):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = torch.nn.Conv2d(4, 6, 3, padding=1, **options)
+
+    def forward(self, x):
+        return self.conv(x).mean((2, 3))
+
+
+@pytest.mark.parametrize("options", [{"padding_mode": "circular"}, {"padding_mode": "reflect"},
+                                     {"padding_mode": "replicate"}, {"dilation": 2}])  # fmt: skip
+def test_convolutions_that_peft_maps_otherwise_are_refused_both_ways(options, tmp_path):
+    with pytest.raises(TypeError, match="'conv'"):
+        adapt(Padded(**options), LORA, "conv").save_peft(tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    config = peft.LoraConfig(r=2, target_modules=["conv"])
+    peft.get_peft_model(Padded(**options), config).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="'conv'"):
+        load_peft(Padded(**options), tmp_path)
+
+
+def test_a_norm_that_trains_beside_brings_its_statistics(tmp_path):
+    config = peft.LoraConfig(r=2, target_modules=["stem"], modules_to_save=["norm"])
+    theirs = peft.get_peft_model(convnet(), config).train()
+    shake([p for p in theirs.parameters() if p.requires_grad])
+    theirs(images() * 2 + 1)
+    theirs.save_pretrained(tmp_path / "theirs")
+    model = convnet()
+    adapted = load_peft(model, tmp_path / "theirs")
+    assert gaps(theirs, model, images()) < 1e-5
+    adapted.unload()
+    assert torch.equal(model.norm.running_mean, convnet().norm.running_mean)
+
+    adapted = adapt(convnet(), LORA, "stem", train="norm")
+    adapted.model.train()(images() * 2 + 1)
+    adapted.save_peft(tmp_path / "ours")
+    assert gaps(from_peft(convnet(), tmp_path / "ours"), adapted.model, images()) < 1e-5
+    adapted = adapt(convnet(), LORA, "stem")
+    adapted.model.train()(images() * 2 + 1)
+    with pytest.raises(TypeError, match=r"norm\.running_mean"):
+        adapted.save_peft(tmp_path / "none")
+
+
+@pytest.mark.parametrize("trained", [["lm_head"], ["wte"], None])
+def test_a_tied_head_of_a_folder_is_one_thing_or_refused(trained, tmp_path):
+    config = peft.LoraConfig(
+        r=2, target_modules=["c_attn"], fan_in_fan_out=True, modules_to_save=trained
+    )
+    theirs = peft.get_peft_model(gpt2(), config)
+    shake([p for p in theirs.parameters() if p.requires_grad])
+    theirs.save_pretrained(tmp_path, save_embedding_layers=trained is None)
+    model = gpt2()
+    if trained:
+        with pytest.raises(ValueError, match=r"one tied tensor"):
+            load_peft(model, tmp_path)
+        assert model.lm_head.weight is model.transformer.wte.weight
+    else:
+        adapted = load_peft(model, tmp_path)
+        assert not adapted.extra
+        assert gaps(theirs, model, tokens()) < 1e-6

@@ -9,7 +9,9 @@ import torch
 from safetensors.torch import load_file
 
 from tests.hf.loops import BATCH, CLIP, METHODS, STEPS, linear, plain, prepared, rows, stacked
+from tests.hf.models import gpt2, logits, shake, tokens
 from tests.pairs import run_pair
+from toolkit import LoRA, adapt
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 pytest.importorskip("accelerate", reason="accelerate is not installed")
@@ -138,3 +140,36 @@ def test_training_moved_the_weights(expected):
         # lambda may be back at 0 where a layer lost all its triplets
         assert all(n.endswith(".E") for n in still), still
         assert len(still) < len(after) / 4
+
+
+def test_libraries_save_an_adapted_model_that_its_base_loads(tmp_path):
+    from huggingface_hub import PyTorchModelHubMixin
+
+    class Net(torch.nn.Module, PyTorchModelHubMixin):
+        def __init__(self, width: int = 8):
+            super().__init__()
+            self.fc = torch.nn.Linear(4, width)
+
+        def forward(self, x):
+            return self.fc(x)
+
+    model, x = Net(width=6), torch.randn(3, 4)
+    expected = model(x)
+    adapt(model, LoRA(rank=2))
+    model.save_pretrained(tmp_path)
+    assert torch.equal(Net.from_pretrained(tmp_path)(x), expected)
+
+
+def test_a_tied_and_adapted_head_is_saved_and_loaded_by_its_library(tmp_path):
+    model, x = gpt2(), tokens()
+    expected = logits(model, x)
+    adapted = adapt(model, LoRA(rank=2), ["c_attn", "lm_head"])
+    model.tie_weights()
+    model.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path)
+    assert again.lm_head.weight is again.transformer.wte.weight
+    torch.testing.assert_close(logits(again, x), expected)
+    shake(adapted.parameters())
+    other = adapt(gpt2(), LoRA(rank=2), ["c_attn", "lm_head"])
+    other.model.load_state_dict(model.state_dict())
+    assert torch.equal(logits(other.model, x), logits(model, x))

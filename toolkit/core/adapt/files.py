@@ -10,6 +10,8 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
+from toolkit.core.adapt.checkpoint import whole
+from toolkit.core.adapt.handles import also_called
 from toolkit.core.io import write_beside
 
 FORMAT = "parameters-in-motion/2"
@@ -32,9 +34,9 @@ def save(adapted: Any, path: Any, resume: bool = False) -> None:
     tensors: dict[str, Tensor] = {}
     for name, adapter in adapted.adapters.items():
         for key, value in adapter.state_dict().items():
-            tensors[f"adapter.{name}.{key}"] = value
+            tensors[f"adapter.{name}.{key}"] = whole(value)
     for name, value in adapted.extra.items():
-        tensors[f"train.{name}"] = value.detach()
+        tensors[f"train.{name}"] = whole(value)
     if resume:
         if adapted.controller is None:
             raise RuntimeError("resume=True needs a schedule: call attach(optimizer, ...) first")
@@ -56,11 +58,23 @@ def save(adapted: Any, path: Any, resume: bool = False) -> None:
         ],
         "train": list(adapted.extra),
         "moved": adapted.moved(),
+        "tied": {n: list(o) for n, o in also_called(adapted.model).items() if n in adapted.extra},
         "layers": {
             name: {"kind": s.site.kind, "shape": list(s.site.shape), "parameter": s.site.parameter}
             for name, s in adapted.sites.items()
         },
     }
     metadata = {"format": FORMAT, "facts": json.dumps(facts)}
-    packed = {key: value.contiguous() for key, value in tensors.items()}
+    packed = _apart({key: value.contiguous() for key, value in tensors.items()})
     write_beside(path, lambda file: save_file(packed, file, metadata=metadata))
+
+
+def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors without shared memory, which the format does not hold."""
+    seen: set[int] = set()
+    found = {}
+    for key, value in tensors.items():
+        memory = value.untyped_storage().data_ptr()
+        found[key] = value.clone() if memory in seen else value
+        seen.add(memory)
+    return found

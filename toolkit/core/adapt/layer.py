@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from toolkit.core.adapt import checkpoint
 from toolkit.core.adapt.computed import computed
 from toolkit.core.adapt.forwards import frozen, is_hooked
 from toolkit.core.adapt.sites import Site
@@ -29,6 +31,9 @@ class AdaptedLayer(nn.Module):
         self.base = base
         self.adapter = adapter
         self.train(base.training)
+        self.replaced = False  # whether a load put other tensors in the place of the old ones
+        self.register_state_dict_post_hook(checkpoint.shorten)
+        self.register_load_state_dict_post_hook(checkpoint.report_short)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.adapter(self.base, *args, **kwargs)
@@ -55,6 +60,8 @@ class AdaptedLayer(nn.Module):
     def __setattr__(self, name: str, value: Any) -> None:
         base = self.__dict__.get("_modules", {}).get("base")
         if base is not None and name in base._parameters:
+            if value is base._parameters[name]:  # weights are tied again: nothing changes
+                return
             raise AttributeError(
                 f"{name} of this adapted layer is that of the frozen layer and its adapter "
                 f"together, so it cannot be set; set base.{name}, or merge() or unload() first"
@@ -64,7 +71,13 @@ class AdaptedLayer(nn.Module):
         else:
             super().__setattr__(name, value)
 
+    def _fqn_modifiers(self) -> Mapping[str, str]:
+        return checkpoint.modifiers(self)
+
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
+        checkpoint.lengthen(self, state_dict, prefix)
+        checkpoint.listen(self, prefix, rest[-3:])
+        self.replaced |= rest[0].get("assign_to_params_buffers", False)
         # growth and compaction change how many tensors an adapter has: first take on their number
         resize = getattr(self.adapter, "resize", None)
         if resize is not None:
@@ -135,8 +148,21 @@ class Schedule(nn.Module):
         self.waiting: dict[str, Tensor] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        # a controller holds an optimizer over the original tensors: a copy starts without
-        return self.__dict__ | {"controller": None}
+        # a controller holds an optimizer over the original tensors: a copy goes on from its state
+        if self.controller is None:
+            return self.__dict__
+        state = {key: value.detach().clone() for key, value in self.controller.state().items()}
+        return self.__dict__ | {"controller": None, "waiting": state}
+
+    def __getattr__(self, name: str) -> Any:
+        # torch.distributed.checkpoint walks to each entry of a state dict by its name
+        known = not name.startswith("_") and "waiting" in self.__dict__
+        if known and any(name in key.split(".") for key in self._state()):
+            return self
+        return super().__getattr__(name)
+
+    def _state(self) -> dict[str, Tensor]:
+        return self.waiting if self.controller is None else self.controller.state()
 
     def attach(self, controller: Controller) -> None:
         """Carry the state of a controller from now on, and give it what waits.
@@ -145,18 +171,17 @@ class Schedule(nn.Module):
             ValueError: what waits is of another method or of other layers.
         """
         if self.waiting:
-            controller.load(self.waiting)
+            checkpoint.resume(controller, self.waiting)
         self.controller, self.waiting = controller, {}
 
     def go_on(self) -> None:
         """Give the controller what was loaded."""
         if self.controller is not None and self.waiting:
             state, self.waiting = self.waiting, {}
-            self.controller.load(state)
+            checkpoint.resume(self.controller, state)
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        state = self.waiting if self.controller is None else self.controller.state()
-        for key, value in state.items():
+        for key, value in self._state().items():
             destination[prefix + key] = value if keep_vars else value.detach()
 
     def _load_from_state_dict(

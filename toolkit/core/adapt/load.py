@@ -1,24 +1,20 @@
-"""Adapters from disk onto a fresh base model: our files, and folders of Hugging Face ``peft``."""
+"""Adapters from disk onto a fresh base model."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from toolkit.core.adapt.files import FIRST, FORMAT
-from toolkit.core.adapt.layer import Placed
+from toolkit.core.adapt import facts as reading
+from toolkit.core.adapt import handles
 from toolkit.core.adapt.model import Adapted
-from toolkit.core.adapt.peft import PREFIX, PeftNames
 from toolkit.core.adapt.put import adapt, is_train, refuse_busy
 from toolkit.core.adapt.sites import fits, kind_of
-from toolkit.core.declare.catalogue import catalogue, entry, find_class
+from toolkit.core.declare.catalogue import entry, find_class
 
 
 def load(model: nn.Module, path: Any) -> Adapted:
@@ -34,12 +30,15 @@ def load(model: nn.Module, path: Any) -> Adapted:
     Raises:
         FileNotFoundError: no such file.
         ValueError: the file is no adapter of this project, is damaged, or belongs to another
-            architecture. The model is then as it was.
+            architecture; or the model has no memory yet (``meta``) or is sharded. The model is
+            then as it was.
         RuntimeError: the model carries a method already.
     """
     path = Path(path)
-    facts, tensors = _read(path)
+    facts, tensors = reading.read(path)
     refuse_busy(model)
+    handles.refuse_spread(model)
+    handles.refuse_meta(model)
     _check_fits(model, path, facts, tensors)
     wanted = _methods(path, facts)
     states: dict[str, dict[str, Tensor]] = {name: {} for name in facts["layers"]}
@@ -52,20 +51,20 @@ def load(model: nn.Module, path: Any) -> Adapted:
                 raise ValueError(f"{path}: tensor {key!r} belongs to no adapted layer of the file")
             states[name][path_in_model.removeprefix(f"{name}.")] = value
     beside = set(facts["train"]) - set(facts["moved"])
-    adapted = adapt(model, wanted, train=beside.__contains__)
+    adapted = put(model, wanted, beside, str(path))
     try:
         for name, adapter in adapted.adapters.items():
             fill(adapter, states[name], f"{path}: layer {name!r}")
-        buffers = dict(adapted.buffers())
-        with torch.no_grad():
-            for name, value in adapted.extra.items():
-                value.copy_(tensors[f"train.{name}"])
-            for key, value in tensors.items():
-                if key.startswith("buffer."):
-                    buffers[key.removeprefix("buffer.")].copy_(value)
     except Exception:
         adapted.unload()
         raise
+    buffers = dict(handles.buffers(model))
+    with torch.no_grad():
+        for name, value in adapted.extra.items():
+            value.copy_(tensors[f"train.{name}"])
+        for key, value in tensors.items():
+            if key.startswith("buffer."):
+                buffers[key.removeprefix("buffer.")].copy_(value)
     for i, method in enumerate(adapted.methods):
         schedule, start = adapted.schedule(method), f"schedule.{i}."
         if schedule is not None:
@@ -74,6 +73,18 @@ def load(model: nn.Module, path: Any) -> Adapted:
             }
     adapted.calm()
     return adapted
+
+
+def put(model: nn.Module, wanted: Any, beside: set[str], where: str) -> Adapted:
+    """:func:`adapt` with what a file asks for.
+
+    Raises:
+        ValueError: it cannot be put on this model.
+    """
+    try:
+        return adapt(model, wanted, train=beside.__contains__)
+    except Exception as error:  # of a method that does not take what the file says
+        raise ValueError(f"{where}: its method does not fit this model ({error})") from error
 
 
 def _methods(path: Path, facts: dict[str, Any]) -> dict[Any, Any]:
@@ -85,7 +96,7 @@ def _methods(path: Path, facts: dict[str, Any]) -> dict[Any, Any]:
             if one["class"] != cls.__name__:
                 cls = find_class(one["class"]) or cls
             method = cls(**one["hyperparameters"])
-        except (KeyError, TypeError, ValueError) as error:
+        except Exception as error:  # a method may check its hyperparameters as it likes
             raise ValueError(
                 f"{path} holds a method that this version does not have ({error}); load it with "
                 "the version that wrote it"
@@ -93,57 +104,36 @@ def _methods(path: Path, facts: dict[str, Any]) -> dict[Any, Any]:
         if is_train(method):
             wanted[frozenset(facts["moved"]).__contains__] = method
         else:
-            wanted[_among(sites)] = method
+            wanted[among(sites)] = method
+    if not wanted:
+        raise ValueError(f"{path}: its fact 'methods' is empty; save it again")
     return wanted
 
 
-def _among(names: frozenset[str]) -> Callable[[str, nn.Module], bool]:
+def among(names: frozenset[str]) -> Callable[[str, nn.Module], bool]:
+    """Targets: exactly these names."""
     return lambda name, _: name in names
-
-
-def load_peft(model: nn.Module, folder: Any) -> Adapted:
-    """Put an adapter that ``peft`` (or :func:`save_peft`) wrote on a plain base model, in place.
-
-    Raises:
-        FileNotFoundError: a file of the folder is missing.
-        ValueError: the file is damaged, the kind of adapter is not in the catalogue, it uses an
-            option this toolkit does not have, or it belongs to another architecture. The model is
-            then as it was.
-    """
-    folder = Path(folder)
-    config, tensors = _read_peft(folder)
-    kind = config.get("peft_type")
-    method_class: Any = _method_of(folder, kind)
-    names = method_class.peft
-    _refuse_options(folder, config)
-    method = method_class(
-        **{
-            ours: type(getattr(method_class, ours))(config[theirs])
-            for theirs, ours in names.fields.items()
-            if config.get(theirs) is not None
-        }
-    )
-    states, extra = _group(model, folder, tensors, names)
-    adapted = adapt(model, method, lambda name, _: name in states, train=extra.__contains__)
-    try:
-        for name, placed in adapted.sites.items():
-            state = {ours: _from_peft(states[name][ours], ours, placed) for ours in states[name]}
-            fill(placed.layer.adapter, state, f"{folder}: layer {name!r}")
-        with torch.no_grad():
-            for name, value in adapted.extra.items():
-                value.copy_(extra[name])
-    except Exception:
-        adapted.unload()
-        raise
-    return adapted
 
 
 @torch.no_grad()
 def fill(adapter: nn.Module, state: dict[str, Tensor], where: str) -> None:
     """Copy tensors into an adapter, or raise ValueError naming the first that does not fit."""
+    own = adapter.state_dict()
+    site = getattr(adapter, "site", None)
+    side = max([site.rows, site.cols] if site is not None else [0])
+    for key, value in state.items():
+        like = own.get(key, next(iter(own.values())))
+        check(value, like, f"{where}: {key}")
+        if not value.numel() and max(value.shape, default=0) > side:
+            raise ValueError(
+                f"{where}: {key} is empty, yet of shape {tuple(value.shape)}, longer than the layer"
+            )
     accept = getattr(adapter, "resize", None)
     if accept is not None:
-        accept(state)
+        try:
+            accept(state)
+        except (RuntimeError, IndexError, KeyError, TypeError) as error:
+            raise ValueError(f"{where}: its tensors do not fit together ({error})") from error
     own = adapter.state_dict()
     if own.keys() != state.keys():
         raise ValueError(
@@ -160,75 +150,26 @@ def fill(adapter: nn.Module, state: dict[str, Tensor], where: str) -> None:
         own[key].copy_(value)
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    if not path.is_file():
-        raise FileNotFoundError(f"no adapter file at {path}")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(
-            f"{path} is not a whole safetensors file ({error}); copy or save it again"
-        ) from error
-    if metadata.get("format") not in (FORMAT, FIRST):
-        raise ValueError(
-            f"{path} is no adapter of this toolkit (format {metadata.get('format')!r}, expected "
-            f"{FORMAT!r}); folders written by Hugging Face peft load with toolkit.load_peft"
-        )
-    try:
-        facts = json.loads(metadata["facts"])
-        if metadata["format"] == FIRST:
-            facts, tensors = _of_the_first_format(facts, tensors)
-        missing = {"methods", "train", "moved", "layers"} - facts.keys()
-    except (KeyError, AttributeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: its facts cannot be read ({error}); save it again") from error
-    if missing:
-        raise ValueError(f"{path}: its facts lack {sorted(missing)}; save it again")
-    return facts, tensors
+def check(value: Tensor, like: Tensor, where: str, finite: bool = True) -> None:
+    """Raise ValueError unless a tensor is of the sort of numbers that another one holds.
 
-
-def _of_the_first_format(
-    facts: dict[str, Any], tensors: dict[str, Tensor]
-) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """A file of the first format, which held one method, as one of today's."""
-    new: dict[str, Any] = {k: facts[k] for k in ("train", "layers") if k in facts}
-    new["moved"] = []
-    if {"method", "hyperparameters", "layers"} <= facts.keys():
-        slug = facts["method"]
-        found = next((e.class_name for e in catalogue() if e.slug == slug), slug)
-        name, values = _renamed(found, dict(facts["hyperparameters"]))
-        sites = list(facts["layers"])
-        one = {"slug": slug, "class": name, "hyperparameters": values, "sites": sites}
-        new["methods"] = [one]
-    start = "schedule."
-    return new, {
-        f"{start}0.{k.removeprefix(start)}" if k.startswith(start) else k: v
-        for k, v in tensors.items()
-    }
-
-
-def _renamed(name: str, values: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Class and hyperparameters of the first format under the names they have now."""
-    if name == "AdaLoRA" and values.pop("squared", False):
-        values["like"] = "paper"
-    elif name == "LoRAPro" and values.pop("official_clock", False):
-        values["like"] = "code"
-    elif name == "IncreLoRA" and "normalise" in values:
-        paper = values.pop("normalise") == "mean"
-        squared, blocks = values.pop("squared"), values.pop("block_orthogonality")
-        if paper != squared or (paper and blocks):
-            raise ValueError("its score follows one source and its penalty another")
-        values["like"] = "paper" if paper else "library" if blocks else "code"
-    elif name == "LoRAGGPO" and values.get("variant", "").startswith("mgpo"):
-        kept = ("rank", "alpha", "dropout", "rank_stabilised", "rho", "smoothing", "sign")
-        like = "code" if values["variant"] == "mgpo_code" else "paper"
-        keep_noise = {"keep_noise": values["keep_noise"]}
-        return "LoRAMGPO", {k: values[k] for k in kept} | {"like": like} | keep_noise
-    elif name == "LoRAGGPO":
-        for gone in ("rho", "smoothing", "sign"):
-            values.pop(gone, None)
-    return name, values
+    Args:
+        value: from a file.
+        like: what it stands for here; a float may be of another precision.
+        where: for the message.
+        finite: whether inf is refused as nan is.
+    """
+    sort = "floats" if like.is_floating_point() else str(like.dtype).removeprefix("torch.")
+    fits = value.is_floating_point() if sort == "floats" else value.dtype == like.dtype
+    if not fits:
+        raise ValueError(f"{where} is of {value.dtype}, but {sort} are needed")
+    if value.is_floating_point():
+        wide = value if value.element_size() > 1 else value.float()
+        if bool(wide.isnan().any()) or (finite and bool(wide.isinf().any())):
+            raise ValueError(
+                f"{where} holds numbers that are not finite; the run that wrote it diverged, or "
+                "the file is damaged"
+            )
 
 
 def _check_fits(
@@ -247,91 +188,48 @@ def _check_fits(
             wrong.append(f"{name!r} has shape {shape}, the file {tuple(layer['shape'])}")
         elif not fits(module, (kind,)):
             wrong.append(f"{name!r} is of kind {kind_of(module)}, not {kind}")
-    own = dict(model.named_parameters())
+    own = dict(handles.parameters(model))
     for name in facts["train"]:
-        saved = tensors.get(f"train.{name}")
-        if name not in own:
-            wrong.append(f"no parameter {name!r}")
-        elif saved is None or saved.shape != own[name].shape:
-            shape = None if saved is None else tuple(saved.shape)
-            wrong.append(f"{name!r} has shape {tuple(own[name].shape)}, the file {shape}")
+        wrong += _misfit(name, own.get(name), tensors.get(f"train.{name}"), "parameter")
+    buffers = dict(handles.buffers(model))
+    for key, value in tensors.items():
+        if key.startswith("buffer."):
+            name = key.removeprefix("buffer.")
+            wrong += _misfit(name, buffers.get(name), value, "buffer")
+    every = dict(handles.parameters(model, twice=True))
+    for name, others in facts.get("tied", {}).items():
+        wrong += [
+            f"{name!r} and {other!r} are not one tensor here"
+            for other in others
+            if name in own and every.get(other) is not own[name]
+        ]
     if wrong:
         raise ValueError(
             f"{path} was saved for another architecture: {'; '.join(wrong[:3])}"
             f"{f' and {len(wrong) - 3} more' if len(wrong) > 3 else ''}"
         )
-
-
-def _method_of(folder: Path, kind: Any) -> type:
-    """The first method that writes adapters of that kind; a broken one hides no other."""
-    damaged = []
-    for e in catalogue():
-        try:
-            names = getattr(e.method, "peft", None)
-        except Exception as error:  # of that method's own module
-            damaged.append(f"{e.module} ({type(error).__name__}: {error})")
-            continue
-        if names is not None and names.kind == kind:
-            return e.method
-    hint = f"; these cannot be imported: {damaged}" if damaged else ""
-    raise ValueError(f"{folder}: adapters of type {kind!r} are not in the catalogue{hint}")
-
-
-def _from_peft(value: Tensor, ours: str, placed: Placed) -> Tensor:
-    return value.flatten(1) if placed.site.kind == "conv" else value
-
-
-def _read_peft(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    config_file, model_file = folder / "adapter_config.json", folder / "adapter_model.safetensors"
-    for file in (config_file, model_file):
-        if not file.is_file():
-            raise FileNotFoundError(
-                f"{file} is missing; a peft folder holds adapter_config.json and "
-                "adapter_model.safetensors"
-            )
-    try:
-        return json.loads(config_file.read_text()), load_file(model_file)
-    except (SafetensorError, json.JSONDecodeError) as error:
-        raise ValueError(f"{folder} is damaged ({error}); copy or save it again") from error
-
-
-def _refuse_options(folder: Path, config: dict[str, Any]) -> None:
-    """An option that changes the map and that we would drop must not be dropped in silence."""
-    changing = (
-        "use_dora",
-        "alpha_pattern",
-        "layer_replication",
-        "lora_bias",
-        "trainable_token_indices",
-        "target_parameters",
-        "exclude_modules",
-        "alora_invocation_tokens",
-    )
-    used = [option for option in changing if config.get(option)]
-    if config.get("bias", "none") != "none":
-        used.append("bias")
-    if config.get("rank_pattern") and config.get("peft_type") == "LORA":
-        used.append("rank_pattern")
-    if used:
-        raise ValueError(f"{folder} uses {used}, which this toolkit lacks; nothing was loaded")
-
-
-def _group(
-    model: nn.Module, folder: Path, tensors: dict[str, Tensor], names: PeftNames
-) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
-    states: dict[str, dict[str, Tensor]] = {}
-    extra: dict[str, Tensor] = {}
-    suffixes = {
-        theirs: ours for form in (names.tensors, names.embedding) for ours, theirs in form.items()
-    }
-    modules, parameters = dict(model.named_modules()), dict(model.named_parameters())
     for key, value in tensors.items():
-        path = key.removeprefix(PREFIX)
-        suffix = next((s for s in suffixes if path.endswith("." + s)), None)
-        if suffix is not None and path.removesuffix("." + suffix) in modules:
-            states.setdefault(path.removesuffix("." + suffix), {})[suffixes[suffix]] = value
-        elif path in parameters and parameters[path].shape == value.shape:
-            extra[path] = value
-        elif not path.endswith("ranknum"):
-            raise ValueError(f"{folder} was saved for another architecture: nothing for {key!r}")
-    return states, extra
+        sort, _, name = key.partition(".")
+        if sort == "train" and name in facts["train"]:
+            check(value, own[name], f"{path}: {key}")
+        elif sort == "buffer":
+            check(value, buffers[name], f"{path}: {key}", finite=False)
+        elif sort == "schedule" and _owner(name) < len(facts["methods"]):
+            continue
+        elif sort != "adapter":
+            raise ValueError(f"{path}: tensor {key!r} belongs to nothing that the file names")
+
+
+def _owner(name: str) -> float:
+    """The number of the method whose schedule a tensor belongs to."""
+    number = name.partition(".")[0]
+    return int(number) if number.isdecimal() and len(number) < 5 else float("inf")
+
+
+def _misfit(name: str, own: Tensor | None, saved: Tensor | None, what: str) -> list[str]:
+    if own is None:
+        return [f"no {what} {name!r}"]
+    if saved is None or saved.shape != own.shape:
+        shape = None if saved is None else tuple(saved.shape)
+        return [f"{name!r} has shape {tuple(own.shape)}, the file {shape}"]
+    return []

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from toolkit.core.adapt import costs, files, peft
+from toolkit.core.adapt import costs, files, handles, peft
+from toolkit.core.adapt import guard as guards
 from toolkit.core.adapt.forwards import frozen
 from toolkit.core.adapt.layer import Placed, Schedule
 from toolkit.core.adapt.sites import Site
@@ -82,19 +83,21 @@ class Adapted:
         methods: tuple[Any, ...],
         sites: dict[str, Placed],
         extra: dict[str, nn.Parameter],
-        before: dict[nn.Parameter, bool],
+        before: dict[str, bool],
         kept: Mapping[str, Tensor] | None = None,
         left_out: Mapping[str, str] | None = None,
     ):
-        self.model, self.methods, self.sites, self.extra = model, methods, sites, extra
+        self.model, self.methods, self.sites, self._beside = model, methods, sites, tuple(extra)
         self.left_out = dict(left_out or {})
         self.controller: Controller | None = None
         self.state = "adapted"
-        self._before = before
+        self._before = before  # which parameters of the base trained
         self._kept = dict(kept or {})  # parameters of the base that Train() moves, as they were
-        self._buffers = {name: b.clone() for name, b in self.buffers()}
+        self._buffers = {name: b.clone() for name, b in handles.buffers(model)}
         self._originals: dict[str, nn.Parameter] = {}
         self._alarms: list[Any] = []
+        self._guard: guards.Guard | None = None
+        self._links = handles.find(model, sites)
         for method in self._scheduled():
             first = next(p for p in sites.values() if p.method is method)
             first.layer.schedule = Schedule()
@@ -131,8 +134,26 @@ class Adapted:
         """Site name -> the module its method built for it."""
         return {name: placed.layer.adapter for name, placed in self.sites.items()}
 
+    @property
+    def extra(self) -> dict[str, nn.Parameter]:
+        """Name in the base -> parameter that simply trains, as the model has it now.
+
+        Raises:
+            RuntimeError: the model has no parameter of such a name any more.
+        """
+        return {name: handles.parameter(self.model, name) for name in self._beside}
+
+    @extra.setter
+    def extra(self, names: Iterable[str]) -> None:
+        self._beside = tuple(names)
+
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Everything that trains: the adapters' tensors, then the parameters that simply train."""
+        """Everything that trains: the adapters' tensors, then the parameters that simply train.
+
+        Raises:
+            RuntimeError: an adapted layer, or such a parameter, is no longer in the model.
+        """
+        self.find()
         for name, adapter in self.adapters.items():
             for key, parameter in adapter.named_parameters():
                 yield f"{name}.{key}", parameter
@@ -140,16 +161,6 @@ class Adapted:
 
     def parameters(self) -> list[nn.Parameter]:
         return [parameter for _, parameter in self.named_parameters()]
-
-    def buffers(self) -> Iterator[tuple[str, Tensor]]:
-        """The base's own persistent buffers, such as the statistics of batch normalisation."""
-        ours = {id(m) for a in self.adapters.values() for m in a.modules()}
-        for path, module in self.model.named_modules():
-            if id(module) not in ours and not isinstance(module, Schedule):
-                for key, buffer in module._buffers.items():
-                    if buffer is not None and key not in module._non_persistent_buffers_set:
-                        name = ".".join(p for p in path.split(".") if p)
-                        yield f"{base_name(name, self.sites)}.{key}".lstrip("."), buffer
 
     def attach(self, optimizer: Any, total_steps: int | None = None, **options: Any) -> Adapted:
         """Let the methods act around every ``optimizer.step()``; a no-op for those that need not.
@@ -181,9 +192,12 @@ class Adapted:
                 methods cannot share an optimizer.
         """
         self._need("adapted", "attach")
+        self._check()
         if self.controller is not None:
             raise RuntimeError("attach was called before on this model; one optimizer drives it")
         scheduled = self._scheduled()
+        if scheduled:
+            guards.refuse_sharded(self, scheduled[0].info.title)
         optimizer = wrappers.driven(optimizer) if scheduled else wrappers.unwrap(optimizer)
         hooks.check_holds(optimizer, self.named_parameters())
         taking_over = [m for m in scheduled if getattr(m, "exclusive", False)]
@@ -196,6 +210,7 @@ class Adapted:
             if options:
                 names = ", ".join(type(m).__name__ for m in self.methods)
                 raise TypeError(f"{names} takes no option {sorted(options)}")
+            self._watch_over(optimizer)
             return self
         given = [options] if len(scheduled) == 1 else _shared_out(scheduled, options)
         for method in scheduled:
@@ -218,9 +233,20 @@ class Adapted:
                     part.remove()
                 raise
 
-        whole([*containers, *of_optimizer(optimizer)], build)
+        guard = self._watch_over(optimizer)  # its hook comes first, before gradients are read
+        try:
+            whole([*containers, *of_optimizer(optimizer)], build)
+        except BaseException:
+            guard.remove()
+            self._guard = None
+            raise
         self.calm()
         return self
+
+    def find(self) -> None:
+        """Raise RuntimeError unless all adapted layers are in the model still."""
+        if self.state == "adapted" and not handles.stand(self._links):
+            self._links = handles.find(self.model, self.sites)
 
     def share(self, method: Any) -> Share:
         """The part of the model that one of its methods acts on."""
@@ -247,6 +273,8 @@ class Adapted:
             TypeError: a method is no plain weight.
         """
         self._need("adapted", "merge")
+        self._check()
+        guards.refuse_sharded(self, "merge()")
         self._say_not_attached("merge")
         unmerged = [m for m in self.methods if not m.info.mergeable and self.share(m).sites]
         if unmerged:
@@ -269,7 +297,7 @@ class Adapted:
                 if keep_original:
                     self._originals[f"{name}.{key}"] = old
                 base._parameters[key] = nn.Parameter(
-                    value, requires_grad=self._before.get(old, False)
+                    value, requires_grad=self._before.get(f"{name}.{key}", False)
                 )
             placed.put(base)
         self._restore_flags()
@@ -285,6 +313,7 @@ class Adapted:
                 holds the weight that was merged into it.
         """
         self._need("merged", "unmerge")
+        handles.find(self.model, self.sites, "base")
         for old in self._originals:
             name, _, key = old.rpartition(".")
             frozen(self.sites[name].layer.base, key, name)
@@ -304,11 +333,12 @@ class Adapted:
         Parameters named by ``train`` keep what they learned. After a merge, unmerge first.
         """
         self._need("adapted", "unload")
-        now = dict(self.buffers())
+        self.find()
+        now, extra = dict(handles.buffers(self.model)), self.extra
         for placed in self.sites.values():
             placed.put(placed.layer.base)
         for name, value in self._kept.items():
-            self.extra[name].copy_(value)
+            extra[name].copy_(value)
         for name, value in self._buffers.items():
             if name in now:
                 now[name].copy_(value)
@@ -320,12 +350,14 @@ class Adapted:
     def save(self, path: Any, resume: bool = False) -> None:
         """Write what the task adds to the base as safetensors, for :func:`toolkit.load`."""
         self._need("adapted", "save")
+        self._check()
         self._say_not_attached("save")
         files.save(self, path, resume)
 
     def save_peft(self, folder: Any) -> None:
         """Write the adapters as a folder that Hugging Face ``peft`` loads."""
         self._need("adapted", "save_peft")
+        self._check()
         peft.save_peft(self, folder)
 
     def report(self) -> Any:
@@ -349,7 +381,8 @@ class Adapted:
     def changed_buffers(self) -> dict[str, Tensor]:
         """The base's buffers that are no longer as they were when the model was adapted."""
         then = self._buffers
-        return {n: b for n, b in self.buffers() if n in then and not torch.equal(b, then[n])}
+        now = handles.buffers(self.model)
+        return {n: b for n, b in now if n in then and not torch.equal(b, then[n])}
 
     def _scheduled(self) -> list[Any]:
         """Methods that act around optimizer steps, in order."""
@@ -397,11 +430,27 @@ class Adapted:
         raise RuntimeError(f"cannot {verb}: the model is already {self.state}; {remedy}")
 
     def _restore_flags(self) -> None:
-        for parameter in self.model.parameters():
-            parameter.requires_grad_(self._before.get(parameter, parameter.requires_grad))
+        for name, parameter in handles.parameters(self.model):
+            parameter.requires_grad_(self._before.get(name, parameter.requires_grad))
+
+    def _check(self) -> None:
+        """Raise RuntimeError unless the model has all that this handle, or its optimizer, holds."""
+        self.find()
+        guards.check_shapes(self.sites)
+        if self._guard is not None:
+            self._guard.check()
+
+    def _watch_over(self, optimizer: torch.optim.Optimizer) -> guards.Guard:
+        if self._guard is not None:
+            self._guard.remove()
+        self._guard = guards.Guard(self, optimizer)
+        return self._guard
 
     def _detach(self) -> None:
         self.calm()
+        if self._guard is not None:
+            self._guard.remove()
+            self._guard = None
         if self.controller is not None:
             self.controller.remove()
             self.controller = None
@@ -411,12 +460,10 @@ class Adapted:
         new = object.__new__(type(self))
         memo[id(self)] = new
         for key, value in self.__dict__.items():
-            if key == "_before":
-                new._before = {copy.deepcopy(p, memo): flag for p, flag in value.items()}
-            elif key == "methods":
+            if key == "methods":
                 new.methods = value  # frozen; sites refer to these very objects
             else:
-                empty: dict[str, Any] = {"controller": None, "_alarms": []}
+                empty = self._unattached()
                 setattr(new, key, empty[key] if key in empty else copy.deepcopy(value, memo))
         methods = {id(p): p.method for p in self.sites.values()}
         for name, placed in self.sites.items():
@@ -424,12 +471,11 @@ class Adapted:
         return new
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"controller": None, "_alarms": []}
+        return self.__dict__ | self._unattached()
 
-
-def base_name(name: str, sites: Mapping[str, Any]) -> str:
-    """A module's name in the base model, from its name in the adapted one."""
-    return name.replace(".base.", ".").removesuffix(".base") if sites else name
+    @staticmethod
+    def _unattached() -> dict[str, Any]:
+        return {"controller": None, "_alarms": [], "_guard": None}
 
 
 def freeze(adapted: Adapted) -> None:

@@ -17,7 +17,9 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
+from toolkit.core.adapt.checkpoint import whole
 from toolkit.core.adapt.forwards import has_own_forward
+from toolkit.core.adapt.handles import also_called
 
 PREFIX = "base_model.model."
 
@@ -63,15 +65,22 @@ def save_peft(adapted: Any, folder: Any) -> None:
     if names is None:
         raise TypeError(f"{adapted.method.info.title} has no counterpart in Hugging Face peft")
     for placed in adapted.sites.values():
-        _check_same_meaning(placed, names)
+        check_same_meaning(placed, names)
     tensors: dict[str, Tensor] = {}
     for name, placed in adapted.sites.items():
         own = placed.layer.adapter.state_dict()
         for ours, theirs in names.names(placed.site.kind).items():
-            tensors[f"{PREFIX}{name}.{theirs}"] = _to_peft(own[ours], ours, placed)
-    whole = _whole_modules(adapted)
+            tensors[f"{PREFIX}{name}.{theirs}"] = _to_peft(whole(own[ours]), ours, placed)
+    modules = _whole_modules(adapted)
     for name, value in adapted.extra.items():
-        tensors[f"{PREFIX}{name}"] = value.detach()
+        tensors[f"{PREFIX}{name}"] = whole(value)
+    for name, value in adapted.changed_buffers().items():
+        if not any(name.startswith(f"{module}.") for module in modules):
+            raise TypeError(
+                f"buffer {name!r} changed during training, and peft stores buffers of trained "
+                "modules only; name its module in train, or keep it in eval() while training"
+            )
+        tensors[f"{PREFIX}{name}"] = value
 
     method = adapted.method
     config = {
@@ -83,7 +92,7 @@ def save_peft(adapted: Any, folder: Any) -> None:
         ),
         "bias": "none",
         "target_modules": _target_modules(adapted),
-        "modules_to_save": whole or None,
+        "modules_to_save": modules or None,
         "fan_in_fan_out": any(s.site.kind == "hf_conv1d" for s in adapted.sites.values()),
         **names.extra,
         **{theirs: getattr(method, ours) for theirs, ours in names.fields.items()},
@@ -124,7 +133,8 @@ def _rank_pattern(adapted: Any, names: PeftNames) -> dict[str, Any]:
     return {"rank_pattern": pattern or None}
 
 
-def _check_same_meaning(placed: Any, names: PeftNames) -> None:
+def check_same_meaning(placed: Any, names: PeftNames) -> None:
+    """Raise TypeError where peft's adapter of a layer is another map than the one here."""
     site, base = placed.site, placed.layer.base
     if site.kind not in names.kinds:
         raise TypeError(
@@ -135,6 +145,12 @@ def _check_same_meaning(placed: Any, names: PeftNames) -> None:
         raise TypeError(
             f"layer {site.name!r} ({type(base).__name__}) has a forward of its own, beside which "
             "peft puts its branch, not within; leave it out of targets to export"
+        )
+    padding = getattr(base, "padding_mode", "zeros") if site.kind == "conv" else "zeros"
+    if padding != "zeros":
+        raise TypeError(
+            f"layer {site.name!r}: peft's branch pads with zeros, this convolution is "
+            f"padding_mode={padding!r}; leave it out of targets to export"
         )
     dilated = site.kind == "conv" and any(d != 1 for d in base.dilation)
     if site.groups > 1 or dilated:
@@ -155,6 +171,12 @@ def _to_peft(value: Tensor, ours: str, placed: Any) -> Tensor:
 def _whole_modules(adapted: Any) -> list[str]:
     """Modules whose every parameter is trained beside; peft knows only whole modules."""
     modules = sorted({name.rpartition(".")[0] for name in adapted.extra})
+    for first, others in also_called(adapted.model).items():
+        if first in adapted.extra:
+            raise TypeError(
+                f"peft trains a copy of a whole module, but {[first, *others]} are one tied "
+                "tensor; untie them to export"
+            )
     for module in modules:
         own = {f"{module}.{k}" for k, _ in adapted.model.get_submodule(module).named_parameters()}
         if not module or not own <= set(adapted.extra):

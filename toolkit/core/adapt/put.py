@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from toolkit.core.adapt import scores, sites
+from toolkit.core.adapt import handles, scores, sites
 from toolkit.core.adapt import targets as names
 from toolkit.core.adapt.layer import AdaptedLayer, Placed, resume
 from toolkit.core.adapt.model import Adapted, Method, freeze
@@ -62,6 +63,7 @@ def adapt(
         RuntimeError: a site carries a method already.
     """
     wanted = _wanted(method, targets)
+    handles.refuse_spread(model)
     beside = trained_beside(model, train)
     moved: dict[str, nn.Parameter] = {}
     for one, pattern in wanted:
@@ -105,7 +107,7 @@ def _put(
     beside: dict[str, nn.Parameter], moved: dict[str, nn.Parameter], passed: dict[str, str],
 ) -> Adapted:  # fmt: skip
     """All checks are behind us: from here on the model changes."""
-    before = {p: p.requires_grad for p in model.parameters()}
+    before = {n: p.requires_grad for n, p in handles.parameters(model, twice=True)}
     places = _places(model, [layer for _, layer in chosen.values()])
     uses: dict[int, int] = {}
     for module in model.modules():
@@ -229,19 +231,31 @@ def trained_beside(
 ) -> dict[str, nn.Parameter]:
     """The parameters of the base that patterns or a callable name, by name.
 
+    A tied tensor goes by its first name; a warning says what else moves with it.
+
     Raises:
         ValueError: a pattern names no parameter.
     """
-    own = dict(model.named_parameters())
     if callable(train):
-        return {name: p for name, p in own.items() if train(name)}
+        return {name: p for name, p in handles.parameters(model) if train(name)}
     patterns = [train] if isinstance(train, str) else list(train)
-    found = {n: own[n] for n in own if any(_covers(n, p) for p in patterns)}
+    every = dict(handles.parameters(model, twice=True))
+    named = [n for n in every if any(_covers(n, p) for p in patterns)]
     for pattern in patterns:
-        if not any(_covers(n, pattern) for n in found):
+        if not any(_covers(n, pattern) for n in named):
             raise ValueError(
                 f"{argument}={pattern!r} names no parameter of the model; its last ones are "
-                f"{list(own)[-4:]}"
+                f"{list(every)[-4:]}"
+            )
+    wanted = {id(every[name]) for name in named}
+    found = {name: p for name, p in handles.parameters(model) if id(p) in wanted}
+    for first, others in handles.also_called(model).items():
+        unnamed = {first, *others} - set(named)
+        if first in found and unnamed:
+            warnings.warn(
+                f"{argument}={train!r}: {sorted({first, *others} & set(named))} and "
+                f"{sorted(unnamed)} are one tensor, so both move; untie them to train one alone",
+                stacklevel=4,
             )
     return found
 

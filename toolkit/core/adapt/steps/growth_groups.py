@@ -180,10 +180,19 @@ class GrowthGroups:
             named: every adapter tensor that trains now, by name.
 
         Raises:
-            ValueError: a tensor of the saved groups does not exist.
+            ValueError: a tensor of the saved groups does not exist, or their number is none that
+                a run of so many steps makes.
         """
         births, text = state["births"].tolist(), bytes(state["members"].tolist()).decode()
         members = [line.split("\t") for line in text.split("\n")] if births else []
+        number, all_names = int(state["groups"]), [name for names in members for name in names]
+        if not len(births) == len(members) <= number <= max(self.total_steps, self.number):
+            raise ValueError(
+                f"the saved schedule has groups={number}, {len(births)} births and {len(members)} "
+                f"sets of members, which no run of total_steps={self.total_steps} makes"
+            )
+        if len(set(all_names)) < len(all_names):
+            raise ValueError("the saved schedule names a tensor in two groups (members)")
         missing = [name for names in members for name in names if name not in named]
         if missing:
             raise ValueError(
@@ -198,7 +207,7 @@ class GrowthGroups:
             if "param_names" in group:
                 group["param_names"][:] = [group["param_names"][i] for i in kept]
         self.births, self.members = [], []
-        self._reserve(int(state["groups"]))
+        self._reserve(number)
         self.eta0 = float(state["eta0"])
         for birth, names in zip(births, members, strict=True):
             self.fill({name: named[name] for name in names}, birth)
