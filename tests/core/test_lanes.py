@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections.abc
 import dataclasses
 import functools
 import math
@@ -952,6 +953,26 @@ def test_networks_of_one_repr_are_kept_apart(tmp_path):
     assert len(list(tmp_path.iterdir())) == len(builds)
 
 
+class Slotted(collections.abc.Callable):
+    __slots__ = ("value",)
+
+    def __init__(self, value):
+        self.value = value
+
+    def __call__(self, z):
+        return z * self.value
+
+
+@functools.lru_cache
+def cached(z):
+    return z
+
+
+@functools.lru_cache
+def cached_too(z):
+    return z + 1
+
+
 def scaled(factor):
     return lambda z: z * factor
 
@@ -965,7 +986,8 @@ def test_a_fingerprint_holds_code_and_data():
     table = torch.ones(2)
     ends = [scaled(1), scaled(2), table, table * 2, np.ones(2), np.zeros(2), {"a": 1}, {"a": 2},
             {1, 2}, {1, 3}, nn.ReLU(), nn.Tanh(), torch.float32, Output(1), Output(2), F.relu,
-            F.gelu, torch.Tensor.relu, 1, 1.0, "1", [1], (1,), None]  # fmt: skip
+            F.gelu, torch.Tensor.relu, Slotted(1), Slotted(2), cached, cached_too,
+            1, 1.0, "1", [1], (1,), None]  # fmt: skip
     found = [told(end) for end in ends]
     assert len(set(found)) == len(ends)
     assert [told(end) for end in ends] == found

@@ -25,9 +25,17 @@ from torch import Tensor, nn
 
 PLAIN = (type(None), bool, int, float, complex, str, bytes, type(...), torch.dtype, torch.device)
 PLACES = ("stdlib", "platstdlib", "purelib", "platlib")
+DESCRIPTORS = (
+    types.GetSetDescriptorType,
+    types.MemberDescriptorType,
+    types.MethodDescriptorType,
+    types.WrapperDescriptorType,
+    types.ClassMethodDescriptorType,
+)
 INSTALLED = tuple(Path(sysconfig.get_path(kind)).resolve() for kind in PLACES)
 READ = {"LOAD_GLOBAL", "LOAD_NAME"}  # what reads a global; co_names holds attributes as well
 OWN = "toolkit"  # follows the code of today also where it is installed
+UNREAD = {"__dict__", "__weakref__", "__doc__", "__module__", "__annotations__", "_abc_impl"}
 REPLACED = {"_parameters", "_buffers", "_modules", "training"}
 
 
@@ -82,6 +90,8 @@ class _Reader:
             self.add(value.__func__, place)
         elif isinstance(value, property):
             self.all((value.fget, value.fset), place)
+        elif isinstance(value, DESCRIPTORS):
+            self.word("descriptor", value.__objclass__.__qualname__, value.__name__)
         elif isinstance(value, functools.partial):
             self.all((value.func, value.args, value.keywords), place)
         elif isinstance(value, torch.jit.ScriptModule):
@@ -132,7 +142,7 @@ class _Reader:
             return
         self.all(value.__bases__, place)
         for name, part in vars(value).items():
-            if name not in ("__dict__", "__weakref__", "__doc__", "__module__", "__annotations__"):
+            if name not in UNREAD:
                 self.word(name)
                 self.add(part, f"{place}.{name}")
 
@@ -174,8 +184,12 @@ class _Reader:
         file = getattr(package, "__file__", None)
         if package is None or top in (OWN, "__main__"):
             return False
-        if file and not any(Path(file).resolve().is_relative_to(p) for p in INSTALLED):
-            return False
+        if file:
+            path = Path(file).resolve()
+            # packages may also be found by a .pth file of another environment
+            apart = {"site-packages", "dist-packages"}.isdisjoint(path.parts)
+            if apart and not any(path.is_relative_to(place) for place in INSTALLED):
+                return False
         self.word(top, str(getattr(package, "__version__", "")))
         return True
 
@@ -203,7 +217,8 @@ class _Reader:
         if isinstance(told, str):  # a name in its module, as of built-in functions
             owner = getattr(value, "__module__", None) or type(value).__module__
             self.word("name", owner, told)
-            self.installed(owner)
+            if not self.installed(owner) and hasattr(value, "__wrapped__"):
+                self.add(value.__wrapped__, place)  # a cache around a function
             return None
         self.all([list(p) if hasattr(p, "__next__") else p for p in told], place)
         return None

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 LONGEST = 10_000
 """Characters that are kept of what an error says."""
@@ -20,7 +21,7 @@ def job_in_process() -> Iterator[None]:
         folder = os.getcwd()
     except FileNotFoundError:  # it was removed
         folder = None
-    process = multiprocessing.current_process()
+    process: Any = multiprocessing.current_process()
     # loky makes itself the start method of its workers, and its processes are not those of PyTorch;
     # pools of multiprocessing and of Dask forbid their workers children, which are ended with them
     method, daemon = multiprocessing.get_start_method(allow_none=True), process.daemon
