@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import collections.abc
+import dataclasses
+import functools
 import math
+import threading
+import warnings
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 from torch import nn
 
+from benchmarks.lanes import separate
 from toolkit.core import lanes, nets
 from toolkit.core.lanes import Lane, chains, steps, train
 from toolkit.core.lanes import losses as losses_of_lanes
 from toolkit.core.lanes import nets as lane_nets
+from toolkit.core.lanes.fingerprint import fingerprint
 from toolkit.core.seeds import generator
 from toolkit.diagnose.longtail_bias import losses
 
@@ -745,3 +754,289 @@ def test_bad_input_is_named(change, words):
     with pytest.raises(ValueError) as error:
         change(x, y)
     assert words in str(error.value)
+
+
+# ---- networks, inputs and labels of other kinds
+
+
+class Wrapped(nn.Module):
+    """A linear layer whose logits go through ``end``."""
+
+    def __init__(self, end, norm=None):
+        super().__init__()
+        self.layer, self.norm, self.end = nn.Linear(6, 3), norm or nn.Identity(), end
+
+    def forward(self, x):
+        return self.end(self.layer(self.norm(x)))
+
+
+def making(build):
+    return lambda draw: nets.initialise(build(), draw).double()
+
+
+@dataclasses.dataclass
+class Output:
+    logits: torch.Tensor
+
+
+PAIR = [Lane(seed=s, order=s, steps=7, batch=8) for s in range(2)]
+
+
+def alike(found, expected):
+    torch.testing.assert_close(found.loss, expected.loss)
+    for name, tensor in expected.states.items():
+        torch.testing.assert_close(found.states[name], tensor)
+
+
+@pytest.mark.parametrize("end", [Output, lambda z: {"logits": z, "hidden": None}, lambda z: (z,)])
+def test_logits_are_found_in_what_a_network_returns(end):
+    x, y = data()
+    found = train(making(lambda: Wrapped(end)), PAIR, x, y)
+    alike(found, train(making(lambda: Wrapped(lambda z: z)), PAIR, x, y))
+
+
+@pytest.mark.parametrize("end", [lambda z: (z, z), lambda z: [z], lambda z: {"out": z}])
+def test_a_network_without_logits_is_named(end):
+    with pytest.raises(TypeError, match="lanes need its logits"):
+        train(making(lambda: Wrapped(end)), PAIR, *data())
+
+
+@pytest.mark.parametrize(
+    ("end", "words"),
+    [
+        (lambda z: F.dropout(z, 0.5), "draws random numbers"),
+        (lambda z: z if z.sum() > 0 else -z, "looks at what it computes"),
+        (lambda z: z @ torch.ones(2), "calling it with x"),
+        (lambda z: z[:, 0], "returns shape (8,)"),
+        (lambda z: z[:, :2], "y hold 2"),
+    ],
+)
+def test_a_network_that_lanes_cannot_train_is_named(end, words):
+    with pytest.raises(ValueError) as error:
+        train(making(lambda: Wrapped(end)), PAIR, *data())
+    assert words in str(error.value)
+
+
+@pytest.mark.parametrize("kind", [torch.int32, torch.uint8, torch.int8])
+def test_labels_and_inputs_may_be_of_any_kind(kind):
+    x, y = data()
+    alike(train(make_mlp, PAIR, x, y.to(kind)), train(make_mlp, PAIR, x, y))
+    alike(train(make_mlp, PAIR, x.numpy(), y.numpy()), train(make_mlp, PAIR, x, y))
+
+
+@pytest.mark.parametrize("make", [make_mlp, making(lambda: Wrapped(lambda z: z))])
+def test_examples_of_label_minus_100_do_not_count(make):
+    x, y = data()
+    y[::3] = -100
+    found = train(make, PAIR, x, y).states
+    for m, model in enumerate(separate(make, PAIR, x, y)):
+        for name, tensor in model.state_dict().items():
+            torch.testing.assert_close(found[name][m], tensor)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda y: y[:, None],
+        lambda y: F.one_hot(y),
+        lambda y: F.one_hot(y).double(),
+        lambda y: y.double(),
+        lambda y: y > 0,
+        lambda y: y + 1,
+        lambda y: y - 1,
+        lambda y: y.clone().fill_(-100),
+    ],
+)
+def test_labels_that_name_no_class_are_refused(change):
+    x, y = data()
+    with pytest.raises(ValueError, match=r"y hold|y have"):
+        train(make_mlp, PAIR, x, change(y))
+
+
+def test_noise_is_for_classes():
+    x, y = data()
+    y[0] = -100
+    with pytest.raises(ValueError, match="noise"):
+        train(make_mlp, [Lane(batch=8, noise=0.1)], x, y)
+
+
+class Tied(nn.Module):
+    """Two layers with one weight, and an embedding's weight as the head's."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.first, self.second = nn.Embedding(9, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+        self.head = nn.Linear(4, 9, bias=False)
+        self.second.weight, self.head.weight = self.first.weight, self.table.weight
+
+    @torch.no_grad()
+    def draw(self, draw):
+        for p in self.parameters():
+            p.copy_(0.5 * torch.randn(p.shape, generator=draw))
+        return self.double()
+
+    def forward(self, x):
+        h = self.table(x).mean(1)
+        return self.head(torch.tanh(self.second(torch.tanh(self.first(h)))))
+
+
+def make_tied(draw):
+    return Tied().draw(draw)
+
+
+@pytest.mark.parametrize("kind", [torch.int64, torch.int32])
+def test_tied_networks_over_tokens_stay_tied(kind):
+    draw = torch.Generator().manual_seed(0)
+    x, y = torch.randint(9, (40, 5), generator=draw), torch.randint(9, (40,), generator=draw)
+    lanes_ = [Lane(seed=s, lr=0.1 * (s + 1), steps=7, batch=8) for s in range(2)]
+    found = train(make_tied, lanes_, x.to(kind), y, snapshots=(3,))
+    assert found.loss.dtype == DOUBLE
+    for states in (found.states, found.snapshots[3]):
+        assert torch.equal(states["first.weight"], states["second.weight"])
+        assert torch.equal(states["table.weight"], states["head.weight"])
+    for m, model in enumerate(separate(make_tied, lanes_, x, y)):
+        for name, tensor in model.state_dict().items():
+            torch.testing.assert_close(found.states[name][m], tensor)
+
+
+def test_tied_weights_that_differ_or_narrow_are_refused():
+    x, y = torch.zeros(40, 5).long(), torch.zeros(40).long()
+    start = lanes.initial(make_tied, [0])
+    start["second.weight"] = start["second.weight"] + 1
+    with pytest.raises(ValueError, match="ties them"):
+        train(make_tied, [Lane()], x, y, states=start)
+    with pytest.raises(ValueError, match="is tied"):
+        train(make_tied, [Lane(width=0.5)], x, y)
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.05])
+def test_a_batch_norm_over_all_batches_is_that_of_runs_of_their_own(rho):
+    def build():
+        return Wrapped(lambda z: z, nn.BatchNorm1d(6, momentum=None))
+
+    x, y = data()
+    own = [Lane(seed=s, order=s, steps=7, batch=8, rho=rho) for s in range(2)]
+    found = train(making(build), own, x, y).states
+    net = lane_nets.LaneNet(build())
+    fresh = net.restate(found, x, 8)
+    for m, model in enumerate(separate(making(build), own, x, y)):
+        if rho == 0:
+            for name, tensor in model.state_dict().items():
+                torch.testing.assert_close(found[name][m], tensor)
+        # the mean over batches of one size
+        mean = torch.stack([part.mean(0) for part in x.split(8)]).mean(0)
+        torch.testing.assert_close(fresh["norm.running_mean"][m], mean)
+    found["norm.num_batches_tracked"][0] = 2
+    with pytest.raises(ValueError, match="differs between lanes"):
+        train(making(build), own, x, y, states=found)
+
+
+# ---- what a folder tells apart
+
+
+def test_networks_of_one_repr_are_kept_apart(tmp_path):
+    x, y = data()
+    builds = [
+        lambda: Wrapped(torch.relu),
+        lambda: Wrapped(torch.tanh),
+        lambda: Wrapped(lambda z: z),
+        lambda: Wrapped(lambda z: 2 * z),
+        lambda: Wrapped(functools.partial(torch.mul, other=2)),
+        lambda: Wrapped(functools.partial(torch.mul, other=3)),
+    ]
+    for build in builds:
+        kept = train(making(build), PAIR, x, y, folder=tmp_path)
+        alike(kept, train(making(build), PAIR, x, y))
+    assert len(list(tmp_path.iterdir())) == len(builds)
+    for build in builds:  # and are known again
+        train(making(build), PAIR, x, y, folder=tmp_path)
+    assert len(list(tmp_path.iterdir())) == len(builds)
+
+
+class Slotted(collections.abc.Callable):
+    __slots__ = ("value",)
+
+    def __init__(self, value):
+        self.value = value
+
+    def __call__(self, z):
+        return z * self.value
+
+
+@functools.lru_cache
+def cached(z):
+    return z
+
+
+@functools.lru_cache
+def cached_too(z):
+    return z + 1
+
+
+def scaled(factor):
+    return lambda z: z * factor
+
+
+def test_a_fingerprint_holds_code_and_data():
+    def told(end, change=lambda m: None):
+        network = Wrapped(end)
+        change(network)
+        return fingerprint(network)
+
+    table = torch.ones(2)
+    ends = [scaled(1), scaled(2), table, table * 2, np.ones(2), np.zeros(2), {"a": 1}, {"a": 2},
+            {1, 2}, {1, 3}, nn.ReLU(), nn.Tanh(), torch.float32, Output(1), Output(2), F.relu,
+            F.gelu, torch.Tensor.relu, Slotted(1), Slotted(2), cached, cached_too,
+            1, 1.0, "1", [1], (1,), None]  # fmt: skip
+    found = [told(end) for end in ends]
+    assert len(set(found)) == len(ends)
+    assert [told(end) for end in ends] == found
+    changes = [
+        lambda m: setattr(m, "forward", lambda x: x),
+        lambda m: m.register_forward_hook(lambda *a: None),
+        lambda m: m.register_buffer("table", torch.ones(2), persistent=False),
+        lambda m: m.register_buffer("table", torch.zeros(2), persistent=False),
+        lambda m: m.layer.bias.requires_grad_(False),
+        lambda m: setattr(m, "norm", m.layer),
+    ]
+    assert len({told(None), *(told(None, change) for change in changes)}) == len(changes) + 1
+
+
+def test_a_function_of_another_body_is_another_network(monkeypatch):
+    before = fingerprint(Wrapped(calling))
+    monkeypatch.setitem(globals(), "helper", lambda z: z + 1)
+    assert fingerprint(Wrapped(calling)) != before
+
+
+def helper(z):
+    return z
+
+
+def calling(z):
+    return helper(z)
+
+
+def test_what_cannot_be_told_apart_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"network\.end of the network is a lock"):
+        fingerprint(Wrapped(threading.Lock()))
+
+
+@pytest.mark.parametrize("how", ["no tensors", "other shape", "other number", "folder"])
+def test_a_damaged_chunk_is_trained_again(tmp_path, how):
+    x, y = data()
+    first = train(make_mlp, PAIR, x, y, folder=tmp_path)
+    (path,) = tmp_path.iterdir()
+    held = load_file(path)
+    name = "final/0.weight"
+    if how == "folder":
+        path.unlink()
+        path.mkdir()
+    elif how == "no tensors":
+        save_file({}, path)
+    else:
+        held[name] = held[name][:1].clone() if how == "other shape" else held[name] + 1
+        save_file(held, path)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        alike(train(make_mlp, PAIR, x, y, folder=tmp_path), first)
+    assert any("is a folder" in str(w.message) for w in said) == (how == "folder")

@@ -732,3 +732,83 @@ def test_a_reading_can_be_given_a_width():
     assert max(map(len, plain.splitlines())) > 60
     assert max(map(len, narrow.splitlines())) <= 60
     assert narrow.split() == plain.split()
+
+
+class Arrow:
+    """A table whose ``columns`` are the columns themselves, as Arrow's are."""
+
+    def __init__(self, columns):
+        self.held = columns
+        self.column_names, self.columns = list(columns), list(columns.values())
+
+    def __getitem__(self, name):
+        return self.held[name]
+
+
+def polars(columns):
+    return pytest.importorskip("polars").DataFrame(columns)
+
+
+def arrow(columns):
+    return pytest.importorskip("pyarrow").table(columns)
+
+
+@pytest.mark.parametrize("table", [pd.DataFrame, dict, Arrow, polars, arrow])
+def test_tables_of_any_library_are_read(table):
+    draw = np.random.default_rng(0)
+    label = draw.integers(3, size=60)
+    answer = np.where(draw.random(60) < 0.7, label, 0)
+    names = np.array(["a", "b", "c"])
+    by_number = Diagnosis.from_frame(
+        table({"label": label, "answer": answer}), [300, 60, 9], prediction="answer"
+    )
+    by_name = Diagnosis.from_frame(
+        table({"label": names[label], "answer": names[answer]}),
+        {"a": 300, "b": 60, "c": 9},
+        prediction="answer",
+    )
+    scores = {name: (answer == k) * 3.0 for k, name in enumerate("abc")}
+    by_score = Diagnosis.from_frame(
+        table({"label": label, **scores}), [300, 60, 9], scores=["a", "b", "c"]
+    )
+    assert by_number.micro == by_name.micro == by_score.micro == (label == answer).mean()
+
+
+class Lazy:
+    columns = ("label", "answer")
+
+    def collect(self):
+        raise AssertionError("not ours to run")
+
+
+@pytest.mark.parametrize(
+    ("frame", "counts", "words"),
+    [
+        (Lazy(), [3, 2, 1], "collect()"),
+        ([{"label": 0, "answer": 0}], [3, 2, 1], "to_pandas"),
+        ({"label": [0], "answer": [0]}, pd.DataFrame({"label": [0], "count": [3]}), "mapping"),
+        ({"label": [0], "answer": [0]}, iter([3, 2, 1]), "mapping"),
+    ],
+)
+def test_what_is_no_table_is_named(frame, counts, words):
+    with pytest.raises(TypeError, match=words.replace("(", r"\(").replace(")", r"\)")):
+        Diagnosis.from_frame(frame, counts, prediction="answer")
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        list,
+        lambda v: pd.Series(v).convert_dtypes(),
+        lambda v: torch.tensor(v).to(torch.uint8),
+        lambda v: [torch.tensor(one) for one in v],
+    ],
+)
+def test_classes_of_any_kind_are_read(kind):
+    label, answer = np.array([0, 1, 2, 1]), np.array([0, 1, 2, 2])
+    assert Diagnosis(kind(answer), kind(label), [30, 20, 10]).micro == 0.75
+
+
+def test_rows_of_logits_that_carry_gradients_are_read():
+    rows = [torch.tensor([float(k == j) * 4 for j in range(3)], requires_grad=True) for k in (0, 1)]
+    assert Diagnosis(rows, [0, 2], [30, 20, 10]).micro == 0.5

@@ -9,7 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from toolkit.diagnose.longtail_bias import checks, losses
+from toolkit.core.lanes import lane_loss
+from toolkit.diagnose.longtail_bias import adjustment, checks, losses
 
 DOUBLE = torch.float64
 COUNTS = torch.tensor([200, 57, 9, 3, 1])
@@ -329,3 +330,70 @@ def test_bad_input_is_named(call, words):
     with pytest.raises(ValueError) as error:
         call()
     assert words in str(error.value)
+
+
+KINDS = [torch.int8, torch.uint8, torch.int16, torch.int32, torch.uint16]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", LOSSES)
+def test_labels_of_any_whole_numbers_give_the_same_loss(name, kind):
+    z, y = batch()
+    loss = LOSSES[name][0]()
+    assert torch.equal(loss(z, y.to(kind)), loss(z, y))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_examples_of_label_minus_100_do_not_count(name):
+    z, y = batch()
+    loss, kept = LOSSES[name][0](), torch.tensor([0, 2, 3, 5, 6])
+    some = y.clone()
+    some[[1, 4]] = -100
+    z[1, 0] = -torch.inf  # a class that is not possible, in an example that does not count
+    z.requires_grad_()
+    value, expected = loss(z, some), loss(z[kept], y[kept])
+    torch.testing.assert_close(value, expected)
+    (slope,) = torch.autograd.grad(value, z)
+    (own,) = torch.autograd.grad(expected, z)
+    torch.testing.assert_close(slope, own)
+    assert loss(z, torch.full_like(y, -100)).isnan()
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_ignored_examples_are_left_out_in_lanes_too(name):
+    z, y = batch(rows=6)
+    y[3] = -100
+    own = [LOSSES[name][0](), LOSSES[name][0]()]
+    both = lane_loss(own)(z.view(2, 3, 5), y.view(2, 3).int(), torch.arange(2))
+    torch.testing.assert_close(both, torch.stack([own[0](z[:3], y[:3]), own[0](z[3:], y[3:])]))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda z, y: (z, y[:, None]),
+        lambda z, y: (z, F.one_hot(y, 5)),
+        lambda z, y: (z, F.one_hot(y, 5).double()),
+        lambda z, y: (z, y.double()),
+        lambda z, y: (z, y > 2),
+        lambda z, y: (z, y[:-1]),
+        lambda z, y: (z, y.clone().fill_(5)),
+        lambda z, y: (z, y.clone().fill_(-1)),
+        lambda z, y: (z[0], y[0]),
+        lambda z, y: (z.long(), y),
+    ],
+)
+@pytest.mark.parametrize("name", LOSSES)
+def test_labels_and_logits_that_do_not_fit_are_named(name, change):
+    z, y = change(*batch())
+    with pytest.raises(ValueError, match=r"labels|logits"):
+        LOSSES[name][0]()(z, y)
+
+
+def test_one_row_that_sums_to_one_is_taken_for_logits():
+    z = torch.tensor([[0.25, 0.75]])
+    prior = torch.tensor([0.9, 0.1])
+    adjusted = adjustment.logit_adjust(z, prior)
+    torch.testing.assert_close(adjusted, z - (prior + 1e-9).log())
+    with pytest.raises(ValueError, match="probabilities"):
+        adjustment.logit_adjust(z.expand(2, 2), prior)

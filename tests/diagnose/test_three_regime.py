@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import fractions
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -490,3 +492,50 @@ def test_bad_input_is_named(call, words):
     with pytest.raises(ValueError) as error:
         call()
     assert words in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "density",
+    [
+        np.float32(0.9),
+        np.array(0.9),
+        torch.tensor(0.9),
+        torch.tensor([0.9], requires_grad=True),
+        fractions.Fraction(9, 10),
+        (0.9,),
+    ],
+)
+def test_a_density_may_be_any_real_number(density):
+    net = nn.Sequential(nn.Linear(5, 1), nn.ReLU(), nn.Linear(1, 3))
+    # of 5 weights 0.9 keeps all, and the next number above 0.1 in single precision would cut one
+    for name, mask in tr.magnitude_masks(net, density).items():
+        assert torch.equal(mask, tr.magnitude_masks(net, 0.9)[name])
+
+
+@pytest.mark.parametrize("density", [True, np.True_, torch.tensor(True), "0.5", None, 1j, {0.5: 1}])
+def test_a_density_that_is_no_number_is_named(density):
+    net = nn.Sequential(nn.Linear(5, 1), nn.ReLU(), nn.Linear(1, 3))
+    with pytest.raises(TypeError, match="density"):
+        tr.magnitude_masks(net, density)
+
+
+@pytest.mark.parametrize("unbiased", [False, True])
+@pytest.mark.parametrize("size", [1e-37, 1e-20, 1e15, 1e35])
+def test_cka_does_not_depend_on_the_size_of_the_outputs(size, unbiased):
+    draw = torch.Generator().manual_seed(0)
+    a, b = torch.randn(2, 3, 20, 6, generator=draw)
+    value = tr.linear_cka(a * size, b, unbiased=unbiased)
+    torch.testing.assert_close(value, tr.linear_cka(a, b, unbiased=unbiased))
+
+
+def test_cka_takes_arrays_and_names_what_is_not_finite():
+    draw = np.random.default_rng(0)
+    a, b = draw.normal(size=(2, 20, 6))
+    value = tr.linear_cka(a, b)
+    assert value == tr.linear_cka(torch.from_numpy(a), torch.from_numpy(b))
+    a[3, 2] = np.inf
+    with pytest.raises(ValueError, match="a holds NaN or inf"):
+        tr.linear_cka(a, b)
+    assert tr.linear_cka(a, b, "nan").isnan()
+    with pytest.raises(ValueError, match="real numbers"):
+        tr.linear_cka(b + 1j, b)

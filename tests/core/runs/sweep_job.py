@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
+import sys
+import threading
 import time
 import uuid
 from pathlib import Path
+
+import torch
 
 
 def square(x, scale=1.0):
@@ -39,3 +44,53 @@ def deadly(x, marks, killer, once=False):
         os.kill(os.getpid(), signal.SIGKILL)
     time.sleep(0.02)
     return {"value": x}
+
+
+class Mute(Exception):
+    """An error whose text cannot be told."""
+
+    def __str__(self):
+        raise SystemExit
+
+
+class Stuck(Exception):
+    """An error that cannot be sent to another process."""
+
+    def __init__(self):
+        super().__init__("stuck")
+        self.lock = threading.Lock()
+
+
+class Foreign(BaseException):
+    """An end that is no error."""
+
+
+def ending(x, how):
+    """End in a way that only job 1 has; the others say where they are."""
+    if x == 1:
+        if how == "mute":
+            raise Mute
+        if how == "stuck":
+            raise Stuck
+        if how == "foreign":
+            raise Foreign("from elsewhere")
+        if how == "cancelled":
+            raise asyncio.CancelledError
+        if how == "interrupted":
+            raise KeyboardInterrupt
+        if how == "long":
+            raise ValueError("x" * 10**6)
+        if how == "half":
+            raise ValueError("\udc80")
+        if how == "gone":
+            os._exit(0)
+        os.chdir("/")
+        sys.stdout = None
+    return {"folder": os.getcwd(), "talks": sys.stdout is not None}
+
+
+def loading(x):
+    """Read data with a worker process, as training jobs do."""
+    rows = torch.utils.data.TensorDataset(torch.arange(4.0) + x)
+    loader = torch.utils.data.DataLoader(rows, batch_size=2, num_workers=1)
+    return {"total": float(sum(batch[0].sum() for batch in loader))}

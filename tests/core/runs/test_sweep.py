@@ -630,3 +630,60 @@ def test_ray_gives_the_same_table(store, marks, local, monkeypatch):
     assert str(os.getpid()) not in workers  # not quietly in this process
     same(got, table)
     same(collect(store), table)
+
+
+# --- jobs that end in other ways, or change their process ---------------------------------------
+
+
+ENDS = {
+    "mute": "Mute: (its text cannot be told: SystemExit)",
+    "stuck": "Stuck: stuck",
+    "foreign": "Foreign: from elsewhere",
+    "cancelled": "CancelledError",
+    "interrupted": "KeyboardInterrupt",
+    "long": "ValueError: xxx",
+    "half": "ValueError: \\udc80",
+    "gone": "WorkerDied",
+}
+
+
+@pytest.mark.parametrize("how", ENDS)
+def test_a_job_that_ends_in_any_way_fails_and_no_other(store, how):
+    jobs = grid(x=[0, 1, 2], how=how)
+    with pytest.warns(RuntimeWarning, match="1 of 3 jobs failed"):
+        table = sweep(sweep_job.ending, jobs, store, version="1", n_jobs=2)
+    assert table["status"].tolist() == ["done", "failed", "done"]
+    assert table["error"][1].startswith(ENDS[how])
+    assert len(table["error"][1]) < 20_000
+    # an interrupt says nothing about its job, so none is kept
+    assert len(collect(store)) == (2 if how == "interrupted" else 3)
+
+
+@pytest.mark.parametrize("n_jobs", [1, 2])
+def test_what_a_job_changed_of_its_process_is_put_back(n_jobs):
+    here = os.getcwd()
+    table = sweep(sweep_job.ending, grid(x=[1, 0, 2], how="moved"), version="1", n_jobs=n_jobs)
+    assert table["folder"].tolist() == ["/", here, here]
+    assert table["talks"].tolist() == [False, True, True]
+    assert os.getcwd() == here
+
+
+@pytest.mark.parametrize("backend", ["loky", "multiprocessing"])
+def test_a_job_may_have_data_loaders_with_workers(backend):
+    with joblib.parallel_config(backend=backend):
+        table = sweep(sweep_job.loading, grid(x=[0, 1]), version="1", n_jobs=2)
+    assert table["total"].tolist() == [6.0, 10.0]
+
+
+@pytest.mark.parametrize("change", [{"rows": None}, {"job": 3}, {"rows": [3]}, {"status": "odd"}])
+def test_a_file_that_is_no_record_counts_as_none(store, marks, change):
+    jobs = grid(x=[1, 2], marks=str(marks))
+    table = sweep(sweep_job.marked, jobs, store, n_jobs=1)
+    path = sorted(store.glob("job-*.json"))[0]
+    kept = json.loads(path.read_text())
+    del kept["check"]
+    for record in (kept | change, {k: v for k, v in kept.items() if k not in change}):
+        path.write_text(json.dumps(record))
+        with pytest.warns(RuntimeWarning, match="is damaged"):
+            again = sweep(sweep_job.marked, jobs, store, n_jobs=1)
+        pd.testing.assert_frame_equal(again.drop(columns="seconds"), table.drop(columns="seconds"))

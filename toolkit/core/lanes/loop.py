@@ -85,10 +85,13 @@ def train(
 
     Args:
         make: builds a network from a ``torch.Generator``; lanes start from ``make`` at their seed.
-            Parameters that do not require gradients stay as they are.
+            It returns logits (b, K), or an object or a dict that holds them as ``logits``.
+            Parameters that do not require gradients stay as they are, tied ones stay tied.
         lanes: M lanes.
         x: training inputs (N, ...), on the device where training takes place.
-        y: labels (N,), integers.
+        y: labels (N,), whole numbers of any width; of examples with -100 none counts in the loss.
+            Arrays of NumPy are taken like tensors. With a ``loss`` of your own, whatever it takes,
+            one number per example.
         states: other starting states, name -> (M, ...), for example of pruned networks.
         masks: name of a parameter -> (M, ...) of 0 and 1. Masked entries are 0 from the start and
             stay 0, whatever momentum and weight decay do.
@@ -104,7 +107,8 @@ def train(
         workers: chunks trained side by side on a CPU, each on one thread, which for tensors this
             small is faster than several threads on one chunk; by default as many as PyTorch has
             threads. 1 leaves PyTorch's threads alone.
-        folder: where finished chunks are kept, to go on after an interruption.
+        folder: where finished chunks are kept, to go on after an interruption. The network's code
+            and data belong to their names.
         progress: a bar with the remaining time; by default where a person looks (a terminal).
         compile: compile the step with ``torch.compile``; on a GPU with CUDA graphs. Compiling takes
             up to a minute per shape. On a CPU it slowed the MLP of the benchmarks down and gave
@@ -115,26 +119,31 @@ def train(
         are not touched by it.
 
     Raises:
-        ValueError: no lanes, states, masks or rows that do not fit, a batch larger than the data, a
-            folder together with a loss (files could not tell one loss from another), a budget that
-            not even one lane fits into (the message says what would).
+        TypeError: a network that returns no logits.
+        ValueError: no lanes, a network that cannot be called for many lanes at once (it draws
+            random numbers, or looks at what it computes), labels that name no class, states, masks
+            or rows that do not fit, a batch larger than the data, a folder together with a loss
+            (files could not tell one loss from another), a budget that not even one lane fits into
+            (the message says what would).
     """
     lanes = list(lanes)
     if not lanes:
         raise ValueError("lanes is empty: give at least one Lane.")
+    x, y, rows = torch.as_tensor(x), torch.as_tensor(y), _tensor(rows)
     template = make(generator(0, "template")).to(x.device)
     net = LaneNet(template)
     start = initial(make, [lane.seed for lane in lanes]) if states is None else states
-    start = {name: t.to(x.device) for name, t in start.items()}
-    check(net, lanes, x, y, start, masks, optimizer, snapshots, rows)
+    start = {name: torch.as_tensor(t).to(x.device) for name, t in start.items()}
+    masks = {name: torch.as_tensor(mask) for name, mask in (masks or {}).items()}
+    y = check(net, lanes, x, y, start, masks, optimizer, snapshots, rows, loss)
     if folder is not None and loss is not None:
         raise ValueError(
             "folder and loss: kept files cannot tell one loss from another, so a run with a loss "
             "of its own is not kept; leave folder out, or keep results with toolkit.core.sweep."
         )
     if any(lane.width < 1 for lane in lanes):
-        masks = join_masks(dict(masks or {}), width_masks(template, [lane.width for lane in lanes]))
-    masks = {name: mask.to(x) for name, mask in (masks or {}).items()}
+        masks = join_masks(masks, width_masks(template, [lane.width for lane in lanes]))
+    masks = {name: mask.to(start[name]) for name, mask in masks.items()}
     classes = int(y.max()) + 1
     held = held_bytes(start, len(snapshots))
     if workers is None:
@@ -155,7 +164,7 @@ def train(
         lanes,
         {name: t.clone() for name, t in start.items()},
         {s: {name: torch.zeros_like(t) for name, t in start.items()} for s in snapshots},
-        x.new_zeros(len(lanes)),
+        start[net.parameters[0]].new_zeros(len(lanes)),
         torch.full((len(lanes),), -1, device=x.device),
     )
     store = lane_store.Store(folder, template, x, y, optimizer, snapshots) if folder else None
@@ -183,6 +192,10 @@ def train(
         for members, done in _side_by_side(run, parts, workers):
             _write(result, members, done)
     return result
+
+
+def _tensor(values: Any) -> Tensor | None:
+    return None if values is None else torch.as_tensor(values)
 
 
 def _side_by_side(run: Callable, parts: list[list[int]], workers: int) -> Iterator:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -86,8 +87,13 @@ class LaneNet:
     Args:
         template: a network of the architecture; its own weights are not used.
 
+    Attributes:
+        parameters: names of what is trained; of tied weights the first name.
+        tied: a second name of a tied tensor -> its first name.
+
     Raises:
-        ValueError: the template drops units at random, which lanes cannot repeat draw by draw.
+        ValueError: the template drops units at random, which lanes cannot repeat draw by draw, or
+            it has parameters that are made at the first call.
     """
 
     def __init__(self, template: nn.Module):
@@ -97,9 +103,23 @@ class LaneNet:
                     f"layer {name!r} is dropout with p={module.p}: lanes take every random draw as "
                     "an argument and have none for it; set p=0."
                 )
+        if any(map(nn.parameter.is_lazy, template.parameters())):
+            raise ValueError("the network has lazy layers: call it once before it is returned.")
         self.template = copy.deepcopy(template)
         self.parameters = [n for n, p in self.template.named_parameters() if p.requires_grad]
-        self.norms = [m for m in self.template.modules() if isinstance(m, _BatchNorm)]
+        first: dict[int, str] = {}
+        self.tied: dict[str, str] = {}
+        for name, tensor in self.template.state_dict(keep_vars=True).items():
+            if (own := first.setdefault(id(tensor), name)) != name:
+                self.tied[name] = own
+        norms = {n: m for n, m in self.template.named_modules() if isinstance(m, _BatchNorm)}
+        self.norms = list(norms.values())
+        # a momentum of None: the mean over all batches so far
+        self.cumulative = [
+            (f"{n}.num_batches_tracked".lstrip("."), m)
+            for n, m in norms.items()
+            if m.momentum is None and m.num_batches_tracked is not None
+        ]
 
     def __call__(self, states: States, x: Tensor, train: bool = False) -> Tensor:
         """Outputs (M, b, ...) of all lanes.
@@ -110,16 +130,33 @@ class LaneNet:
             x: inputs (M, b, ...), each lane its own; or (b, ...) shared, see :meth:`shared`.
             train: whether batch-norm uses the batch.
         """
-        self.template.train(train)
+        self._prepare(states, train)
         return vmap(self._call)(states, x)
 
     def shared(self, states: States, x: Tensor, train: bool = False) -> Tensor:
         """Outputs (M, b, ...) of all lanes for the same inputs (b, ...)."""
+        self._prepare(states, train)
+        return self._shared(states, x)
+
+    def _prepare(self, states: States, train: bool) -> None:
         self.template.train(train)
+        for name, norm in self.cumulative if train else ():
+            # the layer would read the number itself, which it cannot for many lanes at once
+            low, high = states[name].aminmax()
+            if low != high:
+                raise ValueError(
+                    f"states[{name!r}] differs between lanes, and a batch-norm of momentum=None "
+                    "needs one count for all: start from networks that saw equally many batches."
+                )
+            norm.momentum = 1 / (int(low) + 1)
+
+    def _shared(self, states: States, x: Tensor) -> Tensor:
         return vmap(self._call, in_dims=(0, None))(states, x)
 
     def _call(self, state: States, x: Tensor) -> Tensor:
-        return functional_call(self.template, state, (x,))
+        if self.tied:  # the first name sets them all
+            state = {name: t for name, t in state.items() if name not in self.tied}
+        return logits_of(functional_call(self.template, state, (x,)))
 
     @torch.no_grad()
     def predict(self, states: States, x: Tensor, batch: int = 1024) -> Tensor:
@@ -140,18 +177,41 @@ class LaneNet:
         for name, t in states.items():
             if name.rpartition(".")[2] in ("running_mean", "running_var", "num_batches_tracked"):
                 fresh[name] = torch.zeros_like(t)
+        self.template.train(True)
         before = [norm.momentum for norm in self.norms]
         seen = 0
         try:
             for part in x.split(batch):
                 for norm in self.norms:
                     norm.momentum = len(part) / (seen + len(part))
-                self.shared(fresh, part, train=True)
+                self._shared(fresh, part)
                 seen += len(part)
         finally:
             for norm, momentum in zip(self.norms, before, strict=True):
                 norm.momentum = momentum
         return fresh
+
+
+def logits_of(output: Any) -> Tensor:
+    """The logits in what a network returned: a tensor, alone in a tuple, or called ``logits``.
+
+    Raises:
+        TypeError: none of these.
+    """
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(output, Mapping):
+        found = output.get("logits")
+    elif isinstance(output, tuple) and len(output) == 1:
+        found = output[0]
+    else:
+        found = getattr(output, "logits", None)
+    if not isinstance(found, Tensor):
+        raise TypeError(
+            f"the network returns a {type(output).__name__}, and lanes need its logits: return a "
+            "tensor, or an object or a dict with `logits`."
+        )
+    return found
 
 
 def weighted(template: nn.Module) -> Iterator[tuple[str, nn.Module]]:

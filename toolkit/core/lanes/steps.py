@@ -14,6 +14,7 @@ from toolkit.core.lanes.losses import LaneLoss, cross_entropy
 from toolkit.core.lanes.nets import LaneNet, States
 from toolkit.core.lanes.optimizers import OPTIMIZERS, column
 from toolkit.core.seeds import generator
+from toolkit.core.train.labels import IGNORED
 
 SAM_EPS = 1e-12  # official SAM code, beside the norm
 
@@ -55,7 +56,8 @@ class Stepper:
         names = net.parameters
         self.names = names
         self.weights = [states[n].clone() for n in names]
-        self.buffers = {n: t.clone() for n, t in states.items() if n not in set(names)}
+        held = set(names) | net.tied.keys()
+        self.buffers = {n: t.clone() for n, t in states.items() if n not in held}
         self.masks = [masks.get(n) for n in names]
         for w, mask in zip(self.weights, self.masks, strict=True):
             if mask is not None:
@@ -69,9 +71,10 @@ class Stepper:
         # one row serves all lanes where there is one kind of labels
         self.labels = tables[torch.tensor(which, device=y.device)] if len(kinds) > 1 else tables
         self.rows, self.loss, self.numbers = rows, loss or cross_entropy, numbers
+        self.ignoring = loss is None and bool((y == IGNORED).any())
         self.size = len(x) if rows is None else rows.shape[1]
         self.columns = self._columns(len(lanes))
-        self.total, self.counted = x.new_zeros(len(lanes)), 0
+        self.total, self.counted = self.weights[0].new_zeros(len(lanes)), 0
         # compiling serves networks of any form, so it takes the general way
         self.chain = None if loss or compile else chain(net.template, x, y)
         self.gradient = self._gradient
@@ -87,7 +90,7 @@ class Stepper:
         for name in ("momentum", "weight_decay", "rho"):
             values = [getattr(lane, name) for lane in self.lanes[:count]]
             same = len(set(values)) == 1
-            found[name] = values[0] if same else self.x.new_tensor(values)
+            found[name] = values[0] if same else self.weights[0].new_tensor(values)
         return found
 
     def run(self, snapshots: Sequence[int], tick: Callable[[int], object]) -> dict[str, Tensor]:
@@ -102,7 +105,7 @@ class Stepper:
         done = {f"final/{n}": torch.empty_like(t) for n, t in self._states().items()}
         for s in snapshots:
             done |= {f"{s}/{n}": torch.zeros_like(t) for n, t in self._states().items()}
-        done["facts/loss"] = self.x.new_zeros(count)
+        done["facts/loss"] = torch.zeros_like(self.total)
         done["facts/diverged"] = torch.full((count,), -1, device=self.x.device)
         ends = sorted({0, *steps, *(s for s in snapshots if s <= steps[0])})
         for begin, end in pairwise([0, *ends]):
@@ -121,7 +124,8 @@ class Stepper:
         return done
 
     def _states(self) -> States:
-        return dict(zip(self.names, self.weights, strict=True)) | self.buffers
+        states = dict(zip(self.names, self.weights, strict=True)) | self.buffers
+        return states | {name: states[first] for name, first in self.net.tied.items()}
 
     def _shrink(self, count: int) -> None:
         """Go on with the first ``count`` lanes; the others have come to their end."""
@@ -146,7 +150,7 @@ class Stepper:
         rates = torch.tensor([[lane.rate(s) for lane in lanes] for s in range(begin, end)],
                              dtype=torch.float64)  # fmt: skip
         alike = bool((rates == rates[:, :1]).all())
-        on_device = rates.to(self.x)
+        on_device = rates.to(self.weights[0])
         diverged, loss = done["facts/diverged"][:count], done["facts/loss"][:count]
         epoch, order, since = -1, self.x, 0
         for step in range(begin, end):
@@ -225,5 +229,7 @@ class Stepper:
         states = dict(zip(self.names, leaves, strict=True)) | buffers
         out = self.net(states, x, train=True)
         loss = self.loss(out, y, self.numbers)
+        if self.ignoring:
+            loss = loss.sum(1) / (y != IGNORED).sum(1)
         loss = loss.mean(1) if loss.dim() == 2 else loss
         return loss.detach(), list(torch.autograd.grad(loss.sum(), leaves))

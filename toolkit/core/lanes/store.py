@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from toolkit.core.io import write_beside
+from toolkit.core.lanes.fingerprint import fingerprint
 from toolkit.core.lanes.lane import Lane
+
+CHECK = "check"
 
 
 class Store:
@@ -21,10 +25,13 @@ class Store:
 
     Args:
         folder: where the files are; made if missing.
-        template: the architecture.
+        template: the network; all of its code and data count but the weights it starts from.
         x, y: training set.
         optimizer: its name.
         snapshots: steps that are kept.
+
+    Raises:
+        ValueError: the network holds something whose code or data cannot be told.
     """
 
     def __init__(
@@ -36,11 +43,14 @@ class Store:
         optimizer: str,
         snapshots: Sequence[int],
     ):
+        network = fingerprint(template)
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.device = x.device
-        facts = (repr(template), optimizer, sorted(snapshots), torch.__version__, x.device.type)
+        facts = (network, optimizer, sorted(snapshots), torch.__version__, x.device.type)
         self.common = hashlib.blake2b(repr(facts).encode())
+        for file in sorted(Path(__file__).parent.glob("*.py")):  # how lanes are trained
+            self.common.update(file.read_bytes())
         frozen = [n for n, p in template.named_parameters() if not p.requires_grad]
         if frozen:
             self.common.update(repr(frozen).encode())
@@ -55,7 +65,9 @@ class Store:
         if not path.is_file():
             return None
         try:
-            return load_file(path, device=str(self.device))
+            with safe_open(path, "pt", device=str(self.device)) as file:
+                done = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                return done if (file.metadata() or {}).get(CHECK) == _check(done) else None
         except (SafetensorError, OSError):
             return None
 
@@ -66,9 +78,22 @@ class Store:
         masks: Mapping[str, Tensor],
         done: Mapping[str, Tensor],
     ) -> None:
-        """Keep a finished chunk, whole or not at all."""
+        """Keep a finished chunk, whole or not at all.
+
+        Warns:
+            RuntimeWarning: a folder lies where the file should; the chunk is then not kept.
+        """
+        path = self._path(lanes, states, masks)
+        if path.is_dir():
+            warnings.warn(
+                f"{path.name} is a folder: remove it, or these lanes are trained again each time.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            return
         tensors = {name: t.contiguous().clone() for name, t in done.items()}
-        write_beside(self._path(lanes, states, masks), lambda p: save_file(tensors, p))
+        metadata = {CHECK: _check(tensors)}
+        write_beside(path, lambda p: save_file(tensors, p, metadata))
 
     def _path(
         self, lanes: Sequence[Lane], states: Mapping[str, Tensor], masks: Mapping[str, Tensor]
@@ -79,6 +104,14 @@ class Store:
             for name in sorted(group):
                 _add(digest, name, group[name])
         return self.folder / f"lanes-{digest.hexdigest()[:24]}.safetensors"
+
+
+def _check(tensors: Mapping[str, Tensor]) -> str:
+    """A checksum over names, kinds, shapes and numbers."""
+    digest = hashlib.blake2b()
+    for name in sorted(tensors):
+        _add(digest, name, tensors[name])
+    return digest.hexdigest()[:24]
 
 
 def _add(digest: hashlib.blake2b, name: str, tensor: Tensor) -> None:

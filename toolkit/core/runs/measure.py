@@ -146,7 +146,7 @@ class Runs:
                 reasons += self._why(names[arm], arguments, job, code)
             else:
                 path = self._path(key(names[arm], job, code))
-                record = store.read(path, "status")
+                record = store.record(path)
                 if record is not None and record["status"] == "done":
                     made[word] = self._new(name, job, record, code)
                 else:

@@ -16,6 +16,7 @@ import joblib
 from joblib.parallel import get_active_backend
 
 from toolkit.core.runs import store
+from toolkit.core.runs.around import job_in_process, words_of
 from toolkit.core.runs.jobs import record_of, rows_of
 from toolkit.core.runs.limits import JobTimeout, time_limit
 
@@ -99,7 +100,7 @@ def run_all(
             for key in left.keys() & set(sent):
                 breaks[key] += 1
                 task = left[key]
-                record = store.read(task.path, "status")  # it may have ended without being heard of
+                record = store.record(task.path)  # it may have ended without being heard of
                 if record is None and alone:
                     record = record_of(task.job, task.version, error=DIED)
                     store.write(task.path, record)
@@ -113,7 +114,7 @@ def run_all(
 
 def run(key: str, task: Task) -> tuple[str, dict[str, Any]]:
     """One job, in its worker: its record is in the store before the caller hears of it."""
-    there = store.read(task.path, "status")
+    there = store.record(task.path)
     if there is not None and (there["status"] == "done" or there.get("caller") == task.caller):
         return key, there  # another caller of this store has been quicker
     if task.tries is not None:  # counted here, since Dask tries a job again without a word
@@ -124,7 +125,7 @@ def run(key: str, task: Task) -> tuple[str, dict[str, Any]]:
             record = record_of(task.job, task.version, error=DIED)
             store.write(task.path, record)
             return key, record
-    start = time.perf_counter()
+    start, kept = time.perf_counter(), True
 
     def failed(error: str) -> dict[str, Any]:
         seconds = time.perf_counter() - start
@@ -140,7 +141,8 @@ def run(key: str, task: Task) -> tuple[str, dict[str, Any]]:
             import torch
 
             torch.set_num_threads(task.threads)
-        with time_limit(task.limit, None if task.home == PROCESS else last_words):
+        alone = task.home != PROCESS
+        with job_in_process(), time_limit(task.limit, last_words if alone else None):
             result = task.function(**task.job)
         seconds = time.perf_counter() - start
         rows = rows_of(result, task.job) if task.plain else [result]
@@ -150,11 +152,17 @@ def run(key: str, task: Task) -> tuple[str, dict[str, Any]]:
             record = {"status": "done", "error": None, "rows": rows, "seconds": seconds}
     except JobTimeout as caught:
         record = failed(f"JobTimeout: {caught}")
-    except (Exception, SystemExit) as caught:  # sys.exit() in a job would end the caller too
+    except KeyboardInterrupt as caught:
+        if task.home == PROCESS:
+            raise  # the caller's own
+        # a signal, which says nothing about the job: no file, so that it runs again next time
+        record, kept = failed(words_of(caught)), False
+    except BaseException as caught:  # sys.exit() or a cancelled task would end the caller too
         inner = caught.__traceback__.tb_next
         tail = "".join(traceback.format_tb(inner, limit=-3))
-        record = failed(f"{type(caught).__name__}: {caught}\n{tail}".rstrip())
-    store.write(task.path, record)
+        record = failed(f"{words_of(caught)}\n{tail}".rstrip())
+    if kept:
+        store.write(task.path, record)
     if task.tries is not None:
         task.tries.unlink(missing_ok=True)
     return key, record

@@ -17,11 +17,28 @@ from toolkit.core import io
 from toolkit.core.runs.jobs import digest
 
 CHECK = "check"
+FIELDS = ("job", "status", "error", "seconds", "rows")
 
 
 def job_path(folder: Path, key: str) -> Path:
     """Where the record of a job lies."""
     return folder / f"job-{key}.json"
+
+
+def record(path: Path | None) -> dict[str, Any] | None:
+    """The record of a job that ended, or ``None``; see :func:`read`."""
+    found = read(path, "status")
+    if found is None or path is None:
+        return None
+    if missing := [field for field in FIELDS if field not in found]:
+        _damaged(path, f"it has no {missing[0]!r}")
+        return None
+    rows, job = found["rows"], found["job"]
+    whole = isinstance(rows, list) and all(isinstance(part, dict) for part in (job, *rows))
+    if not whole or found["status"] not in ("done", "failed"):
+        _damaged(path, "it is no record of a job")
+        return None
+    return found
 
 
 def read(path: Path | None, field: str) -> dict[str, Any] | None:

@@ -95,7 +95,7 @@ def sweep(
         store.open_store(place, code, list(every), accept_other_code)
         for key in every:
             paths[key] = store.job_path(place, key)
-            record = store.read(paths[key], "status")
+            record = store.record(paths[key])
             if record and (record["status"] == "done" or not retry):
                 records[key] = record
             else:  # an old failure must not pass for the end of a job whose worker dies now
@@ -133,7 +133,7 @@ def collect(folder: str | os.PathLike[str]) -> pd.DataFrame:
         raise FileNotFoundError(f"{folder} holds no readable store.json: name a folder of sweep().")
     there = {path.stem.removeprefix("job-"): path for path in Path(folder).glob("job-*.json")}
     order = dict.fromkeys([*index["jobs"], *sorted(there)])
-    found = (store.read(there[key], "status") for key in order if key in there)
+    found = (store.record(there[key]) for key in order if key in there)
     return table([record for record in found if record])
 
 

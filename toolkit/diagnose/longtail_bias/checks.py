@@ -111,8 +111,11 @@ def check_numbers(logits: Tensor, name: str = "logits") -> Tensor:
 
 
 def are_probabilities(z: Tensor) -> bool:
-    """Whether each row (..., K) holds numbers from 0 to 1 that sum to 1."""
-    if not z.numel() or z.amin() < 0 or z.amax() > 1:
+    """Whether each row (..., K) holds numbers from 0 to 1 that sum to 1.
+
+    One row alone is taken at its word: of logits for two classes one in a hundred looks like this.
+    """
+    if z.numel() <= z.shape[-1] or z.amin() < 0 or z.amax() > 1:
         return False
     return bool(((z.float().sum(-1) - 1).abs() < 10 * TOLERANCE).all())
 
@@ -128,7 +131,8 @@ def check_logits(logits: Tensor, labels: Tensor | None = None, name: str = "logi
         raise ValueError(f"{name} has shape {tuple(logits.shape)}: give (examples, classes).")
     check_numbers(logits, name)
     if labels is not None:
-        if labels.shape != logits.shape[:1] or labels.is_floating_point():
+        whole = not labels.is_floating_point() and labels.dtype != torch.bool
+        if labels.shape != logits.shape[:1] or not whole:
             raise ValueError(
                 f"labels has shape {tuple(labels.shape)} and dtype {labels.dtype}: give one whole "
                 f"number for each of the {len(logits)} rows of {name}."

@@ -158,7 +158,7 @@ class Diagnosis:
     @classmethod
     def from_frame(
         cls,
-        frame: pd.DataFrame,
+        frame: Any,
         counts: Any,
         label: Hashable = "label",
         prediction: Hashable | None = None,
@@ -168,7 +168,7 @@ class Diagnosis:
         """Diagnose a table of predictions, one row per test example.
 
         Args:
-            frame: The table.
+            frame: The table: of pandas, polars or Arrow, or a mapping from names to columns.
             counts: Training examples by class name, as a mapping or Series, whose order is that of
                 the classes; or (K,) numbers, if the classes are 0 to K - 1.
             label: Column of true classes.
@@ -179,6 +179,7 @@ class Diagnosis:
                 A ``prior`` or ``d_groups`` by name is brought into the order of ``counts``.
 
         Raises:
+            TypeError: a frame that is no table or not computed yet, or a table of counts.
             ValueError: both or neither of ``prediction`` and ``scores``, a missing column, a name
                 without a count, or what the class itself refuses.
         """

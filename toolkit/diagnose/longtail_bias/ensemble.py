@@ -152,6 +152,7 @@ def fit_weights(logits: Tensor, labels: Tensor, reduce: str = "logit") -> Tensor
     logits, labels = torch.as_tensor(logits), torch.as_tensor(labels)
     for z in logits:
         check_logits(z, labels)
+    labels = labels.long()
     z = logits.detach().double()
 
     def objective(free: np.ndarray) -> tuple[float, np.ndarray]:

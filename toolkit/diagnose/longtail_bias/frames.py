@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from torch import Tensor
 
 
 def arguments(
-    frame: pd.DataFrame,
+    frame: Any,
     counts: Any,
     label: Hashable,
     prediction: Hashable | None,
@@ -21,6 +22,7 @@ def arguments(
     """The arguments of ``Diagnosis`` from those of ``Diagnosis.from_frame``.
 
     Raises:
+        TypeError: a frame that is no table, or a table in place of counts.
         ValueError: both or neither of ``prediction`` and ``scores``, a missing column, or a name
             without a count.
     """
@@ -29,9 +31,14 @@ def arguments(
     if isinstance(scores, str):
         raise ValueError(f"scores={scores!r}: give a list of K columns, or use prediction.")
     wanted = [label, *([prediction] if scores is None else scores)]
-    missing = [column for column in wanted if column not in frame.columns]
-    if missing:
-        raise ValueError(f"frame lacks the columns {missing}: it has {list(frame.columns)}.")
+    frame = table_of(frame, wanted)
+    if hasattr(counts, "columns"):
+        raise TypeError(
+            f"counts is a table ({type(counts).__name__}): give a mapping from class to number, as "
+            'in dict(zip(counts["label"], counts["count"])).'
+        )
+    if not hasattr(counts, "__len__"):
+        raise TypeError(f"counts is a {type(counts).__name__}: give a mapping or (K,) numbers.")
     found: dict[str, Any] = dict(others)
     names: Sequence[Hashable] = range(len(counts))
     if isinstance(counts, Mapping | pd.Series):
@@ -47,6 +54,45 @@ def arguments(
         answers = scores_of(frame, list(scores), names)
     labels = places(frame[label], names)
     return {"predictions_or_logits": answers, "labels": labels, "counts": counts, **found}
+
+
+def table_of(frame: Any, wanted: Sequence[Hashable]) -> pd.DataFrame:
+    """The wanted columns of a table: pandas, polars, Arrow, or a mapping from name to column.
+
+    Raises:
+        TypeError: no table, or one that is not computed yet.
+        ValueError: a missing column, or columns of different lengths.
+    """
+    kind = f"{type(frame).__module__.partition('.')[0]} {type(frame).__name__}"
+    if hasattr(frame, "collect") and not hasattr(frame, "to_pandas"):
+        raise TypeError(f"frame is a {kind}, not computed yet: give frame.collect().")
+    if isinstance(frame, Mapping):
+        there = list(frame)
+    elif hasattr(frame, "__getitem__") and hasattr(frame, "columns"):
+        # of an Arrow table these are the columns themselves
+        there = list(getattr(frame, "column_names", frame.columns))
+    else:
+        raise TypeError(
+            f"frame is a {kind}: give a pandas DataFrame (many tables have .to_pandas()), or a "
+            "mapping from names to columns."
+        )
+    missing = [column for column in wanted if column not in there]
+    if missing:
+        raise ValueError(f"frame lacks the columns {missing}: it has {there}.")
+    if isinstance(frame, pd.DataFrame):
+        return frame
+    found = {column: column_of(frame[column]) for column in wanted}
+    lengths = {column: len(values) for column, values in found.items()}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"frame has columns of different lengths: {lengths}.")
+    return pd.DataFrame(found)
+
+
+def column_of(column: Any) -> np.ndarray:
+    """A column of any library as an array of NumPy."""
+    if isinstance(column, Tensor):
+        column = column.detach().cpu()
+    return np.asarray(column)
 
 
 def in_order(values: Any, names: Sequence[Hashable], what: str) -> np.ndarray:

@@ -14,9 +14,13 @@ from toolkit.diagnose.longtail_bias.prior import estimate_prior
 
 
 def numbers(values: Any, name: str) -> Tensor:
-    """Tensor, array, list or Series as a float64 or int64 tensor on the CPU."""
+    """Tensor, array, list or column of any library as a float64 or int64 tensor on the CPU."""
+    if isinstance(values, list | tuple) and values and all(isinstance(v, Tensor) for v in values):
+        values = torch.stack([v.detach() for v in values])
     if not isinstance(values, Tensor):
         array = np.asarray(values)
+        if array.dtype == object:  # pandas' whole numbers that may be missing
+            array = np.array(array.tolist())
         if array.dtype.kind not in "iuf":
             raise ValueError(
                 f"{name} holds {array.dtype}, not numbers: use Diagnosis.from_frame for names."

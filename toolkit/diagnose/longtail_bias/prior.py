@@ -77,6 +77,7 @@ def estimate_prior(
     """
     logits, labels = torch.as_tensor(logits), torch.as_tensor(labels)
     check_logits(logits, labels)
+    labels = labels.long()
     if not logits.isfinite().all():
         raise ValueError("logits holds -inf: the prior of a class that is never possible is 0.")
     classes = logits.shape[1]

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from toolkit.core.train.labels import class_numbers
+
 
 def knn_probe(
     features: Tensor,
@@ -38,6 +40,7 @@ def knn_probe(
         )
     if not 1 <= k <= len(bank):
         raise ValueError(f"k={k}: the bank has {len(bank)} features; choose 1 to {len(bank)}.")
+    bank_labels = class_numbers(bank_labels, len(bank), "bank_labels").to(features.device)
     near, place = (F.normalize(features, dim=1) @ F.normalize(bank, dim=1).T).topk(k, dim=1)
     scores = features.new_zeros(len(features), classes)
     return scores.scatter_add_(1, bank_labels[place], (near / temperature).exp())
@@ -79,6 +82,7 @@ def occlusion_map(
                 f"parts[{name!r}] has shape {tuple(mask.shape)}, one input {tuple(x.shape[1:])}."
             )
     views = {"whole": x} | {n: x.masked_fill(m.to(x.device), fill) for n, m in parts.items()}
+    labels = class_numbers(labels, len(x)).to(x.device)
     counts = torch.bincount(labels, minlength=classes).double()
     table = {}
     for name, view in views.items():

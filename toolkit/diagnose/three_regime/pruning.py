@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import numbers
+from collections.abc import Mapping, Sequence, Set
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -39,11 +42,14 @@ def magnitude_masks(
 
     Args:
         states: stacked states, or one network (then M = 1).
-        density: share of weights kept, in (0, 1]; one for all lanes, or one per lane.
+        density: share of weights kept, in (0, 1]; one for all lanes, or one per lane. Any real
+            number, array or tensor; one of less than double precision stands for the shortest
+            decimal that it rounds, so that float32's 0.9 keeps what 0.9 keeps.
         names: weights to prune; for a network :func:`prunable` is the default.
         scope: ``uniform`` or ``global``.
 
     Raises:
+        TypeError: a density that is no number, such as text or a bool.
         ValueError: a density outside (0, 1], an unknown scope or name, or not one density per lane.
     """
     if isinstance(states, nn.Module):
@@ -57,7 +63,7 @@ def magnitude_masks(
     if unknown:
         raise ValueError(f"names={unknown}: no such tensor; there are {list(states)[:6]} ...")
     lanes = lanes_of(states)
-    densities = [density] * lanes if isinstance(density, float | int) else list(density)
+    densities = _shares(density, lanes)
     if len(densities) != lanes:
         raise ValueError(f"density has {len(densities)} values for {lanes} lanes: give one each.")
     for d in densities:
@@ -73,6 +79,33 @@ def magnitude_masks(
         name: mask.view_as(states[name]).to(states[name].dtype)
         for name, mask in zip(names, kept, strict=True)
     }
+
+
+def _shares(density: Any, lanes: int) -> list[float]:
+    """One density per lane, from a number or from one number per lane."""
+    if isinstance(density, str | bytes | Mapping | Set):
+        raise TypeError(f"density={density!r}: give a number, or one number per lane in order.")
+    try:
+        many = list(density)  # a tensor or an array of no axis is one number
+    except TypeError:
+        return [_share(density)] * lanes
+    return [_share(one) for one in many]
+
+
+def _share(density: Any) -> float:
+    if isinstance(density, Tensor) and density.dim() == 0:
+        density = density.detach().cpu()
+        density = density.double() if density.dtype == torch.bfloat16 else density
+        density = density.numpy()[()]
+    elif isinstance(density, np.ndarray) and density.ndim == 0:
+        density = density[()]
+    if isinstance(density, bool | np.bool_) or not isinstance(density, numbers.Real):
+        raise TypeError(
+            f"density={density!r} is a {type(density).__name__}: give a number in (0, 1], such as "
+            "0.5."
+        )
+    # a half or single rounds a decimal: 1 - float32(0.9) is larger than 1 - 0.9
+    return float(str(density)) if isinstance(density, np.floating) else float(density)
 
 
 def _largest(magnitude: Tensor, densities: Sequence[float], at_least: int) -> Tensor:

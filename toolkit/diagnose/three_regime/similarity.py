@@ -40,7 +40,8 @@ def linear_cka(a: Tensor, b: Tensor, undefined: str = "raise", *, unbiased: bool
     Args:
         a, b: outputs of two networks for the same n inputs, for example softmax outputs; their
             numbers of features may differ. Half precision is computed in single precision, also
-            under autocast.
+            under autocast. Each set is divided by a power of two first, which changes nothing but
+            that squares of very large or small outputs neither overflow nor vanish.
         undefined: ``raise``, or ``nan`` for the pairs whose value is 0 / 0.
         unbiased: the unbiased form, from -1 to 1 and 0 on average for independent outputs; the
             biased one lies in [0, 1].
@@ -49,9 +50,17 @@ def linear_cka(a: Tensor, b: Tensor, undefined: str = "raise", *, unbiased: bool
         The values, in float64 if ``a`` or ``b`` is, otherwise in float32.
 
     Raises:
-        ValueError: different shapes, outputs that are the same for every input (0 / 0; for the
+        ValueError: different shapes, outputs that are no real numbers or (unless ``undefined`` is
+            ``nan``) not finite, outputs that are the same for every input (0 / 0; for the
             unbiased form for all inputs but one), or fewer than 4 inputs for the unbiased form.
     """
+    a, b = torch.as_tensor(a), torch.as_tensor(b)
+    for name, outputs in (("a", a), ("b", b)):
+        if outputs.dim() < 2 or outputs.is_complex():
+            raise ValueError(
+                f"{name} has shape {tuple(outputs.shape)} and dtype {outputs.dtype}: give real "
+                "numbers, (..., inputs, features)."
+            )
     if a.shape[:-1] != b.shape[:-1]:
         raise ValueError(
             f"a has shape {tuple(a.shape)} and b {tuple(b.shape)}: give the same inputs."
@@ -61,14 +70,29 @@ def linear_cka(a: Tensor, b: Tensor, undefined: str = "raise", *, unbiased: bool
         raise ValueError(f"a and b hold {n} inputs: unbiased=True needs at least 4.")
     # products of half precision overflow or lose all digits, and autocast would make them so
     kind = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
+    a, b = a.to(kind), b.to(kind)
+    if undefined == "raise":
+        for name, outputs in (("a", a), ("b", b)):
+            if not bool(outputs.isfinite().all()):
+                raise ValueError(
+                    f"{name} holds NaN or inf: did the run diverge, or half precision overflow?"
+                )
     with torch.autocast(a.device.type, enabled=False):
-        value, flat = _alignment(a.to(kind), b.to(kind), unbiased)
+        value, flat = _alignment(_at_hand(a), _at_hand(b), unbiased)
     if undefined == "raise" and bool(flat.any()):
         raise ValueError(
             "outputs do not depend on the input (a single class, or a dead network): CKA is 0 / 0. "
             "Leave that pair out, or look at the run."
         )
     return value.masked_fill(flat, float("nan"))
+
+
+def _at_hand(outputs: Tensor) -> Tensor:
+    """Outputs (..., n, K) times a power of two that brings the largest of each set near 1."""
+    top = outputs.detach().abs().amax((-2, -1), keepdim=True)
+    most = 126 if outputs.dtype == torch.float32 else 1022
+    exponent = torch.frexp(top).exponent.clamp(-most, most)
+    return torch.ldexp(outputs, -exponent)
 
 
 def _alignment(a: Tensor, b: Tensor, unbiased: bool) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,17 @@ All return the mean over the batch, as the official code ``JiahaoChen1/Pre-train
 on ``shijxcs/LIFT``) does. Vectors over classes are buffers, so that many modules can be stacked
 along a lane axis: see ``toolkit.core.lanes.lane_loss``.
 
-All refuse logits of another number of classes than they were made for (ValueError).
+All take labels of any whole-number type. Examples of label -100 do not count, as in
+``torch.nn.functional.cross_entropy``; if none counts, the loss is NaN. All refuse (ValueError)
+logits that are no (b, K) of floating point or of another number of classes than they were made for,
+soft, one-hot and multi-label targets, bools, labels (b, 1), and labels outside the classes (on a
+GPU PyTorch's kernels refuse these). Logits are never taken for probabilities, whatever they look
+like.
+
+Only :class:`LDAMLoss` has a scale, and it must be that of the head: a margin is meant in cosines,
+so ``LDAMLoss(counts, scale=head.scale)`` beside a :class:`CosineHead`. The defaults are those of
+the official code, 30 there and 25 here, and do not belong together; a loss cannot see it, because
+cosines times 25 are logits like any others.
 """
 
 from toolkit.diagnose.longtail_bias.losses.adjusted import (

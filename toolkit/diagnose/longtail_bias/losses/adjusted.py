@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from toolkit.diagnose.longtail_bias.checks import LOG_EPSILON, check_prior, log_of_prior
-from toolkit.diagnose.longtail_bias.losses.per_class import fitted
+from toolkit.diagnose.longtail_bias.losses.per_class import fitted, read
 
 
 class _Shifted(nn.Module):
@@ -19,6 +19,7 @@ class _Shifted(nn.Module):
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Logits (b, K) and labels (b,) to a number."""
+        labels, _ = read(logits, labels)
         return F.cross_entropy(logits + fitted(logits, self.shift).to(logits.dtype), labels)
 
 
@@ -104,15 +105,18 @@ class LADELoss(nn.Module):
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Logits (b, K) and labels (b,) to a number."""
+        labels, counted = read(logits, labels)
         if logits.dtype in (torch.float16, torch.bfloat16):
             logits = logits.float()  # 1e-8 is 0 in half precision, and 0 / 0 without an example
         prior = fitted(logits, self.prior)
         shift = log_of_prior(prior, 0.0).to(logits.dtype)
         batch, classes = logits.shape
-        one = F.one_hot(labels, classes).to(logits.dtype)
-        own = (logits * one).sum(0) / (one.sum(0) + 1e-8)
+        one = (F.one_hot(labels.clamp(min=0), classes) * counted[:, None]).to(logits.dtype)
+        own = (logits.masked_fill(~counted[:, None], 0) * one).sum(0) / (one.sum(0) + 1e-8)
         spread = logits - log_of_prior(prior).to(logits.dtype) + math.log(1 / classes + LOG_EPSILON)
-        bound = spread.logsumexp(0) - math.log(batch)
+        spread = spread.masked_fill(~counted[:, None], -torch.inf)
+        share = counted.to(logits.dtype).mean()  # of the batch that counts; its logarithm is 0 at 1
+        bound = spread.logsumexp(0) - math.log(batch) - share.log()
         estimate = own - bound - self.regularise * bound.square()
         fit = F.cross_entropy(logits + shift, labels)
         return fit - self.weight * (estimate * prior.to(logits.dtype)).sum()

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from toolkit.diagnose.longtail_bias.checks import check_counts, check_prior
-from toolkit.diagnose.longtail_bias.losses.per_class import fitted, log_likelihood
+from toolkit.diagnose.longtail_bias.losses.per_class import fitted, log_likelihood, mean, read
 
 
 class FocalLoss(nn.Module):
@@ -31,10 +31,12 @@ class FocalLoss(nn.Module):
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Logits (b, K) and labels (b,) to a number."""
-        loss = -log_likelihood(logits, labels)
+        labels, counted = read(logits, labels)
+        # a label that does not count may lie on a class that is not possible: inf, and no gradient
+        loss = (-log_likelihood(logits, labels)).where(counted, 1)
         if self.weight is not None:
-            loss = loss * fitted(logits, self.weight)[labels]
-        return ((1 - torch.exp(-loss)) ** self.gamma * loss).mean()
+            loss = loss * fitted(logits, self.weight)[labels.clamp(min=0)]
+        return mean((1 - torch.exp(-loss)) ** self.gamma * loss, counted)
 
 
 class LDAMLoss(nn.Module):
@@ -46,7 +48,7 @@ class LDAMLoss(nn.Module):
     Args:
         counts: (K,) training examples per class.
         max_margin: margin of the rarest class.
-        scale: s; the head's scale.
+        scale: s; the head's scale, ``head.scale`` of a :class:`CosineHead`.
 
     Raises:
         ValueError: zero or negative counts, a margin or scale below 0.
@@ -62,10 +64,11 @@ class LDAMLoss(nn.Module):
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Logits (b, K) and labels (b,) to a number."""
+        labels, counted = read(logits, labels)
         margin = fitted(logits, self.margin).to(logits.dtype)
-        one = F.one_hot(labels, logits.shape[-1]).to(logits.dtype)
+        one = F.one_hot(labels.clamp(min=0), logits.shape[-1]).to(logits.dtype)
         lowered = logits - self.scale * margin * one
-        return -log_likelihood(lowered, labels).mean()
+        return -mean(log_likelihood(lowered, labels), counted)
 
 
 class _Weighted(nn.Module):
@@ -78,8 +81,9 @@ class _Weighted(nn.Module):
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Logits (b, K) and labels (b,) to a number."""
-        each = fitted(logits, self.weight)[labels]
-        return -(each * log_likelihood(logits, labels)).sum() / each.sum()
+        labels, counted = read(logits, labels)
+        each = fitted(logits, self.weight)[labels.clamp(min=0)].where(counted, 0)
+        return -(each * log_likelihood(logits, labels).where(counted, 0)).sum() / each.sum()
 
 
 class ClassBalancedLoss(_Weighted):
