@@ -87,7 +87,9 @@ def record(project: Project, options: argparse.Namespace) -> int:
     chapters = project.select(options.names)
     if options.scale == "gpu" and not cuda_available():
         raise EngineError("--scale gpu needs a GPU that PyTorch sees; use --scale cpu here")
-    chosen = {"scale": options.scale, "force": options.force, "measure": True}
+    if options.tell and not options.names:
+        raise EngineError("--tell needs the names of the chapters to tell")
+    chosen = {"scale": options.scale, "force": options.force, "measure": True, "tell": options.tell}
     failures = _execute(project, options, *assess(project, chapters, **chosen))
     report(failures, print)
     return 1 if failures else 0

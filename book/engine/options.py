@@ -14,6 +14,11 @@ def chapter_options(new: argparse.ArgumentParser, *, force: bool = True) -> None
     new.add_argument("--scale", type=_scale, metavar="SCALE", help="ci, cpu or gpu")
     if force:
         new.add_argument("--force", action="store_true", help="run fresh chapters too")
+        new.add_argument(
+            "--tell",
+            action="store_true",
+            help="measure nothing: tell the named labs' pages, also where their numbers are stale",
+        )
 
 
 def run_options(new: argparse.ArgumentParser) -> None:

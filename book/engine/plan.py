@@ -115,6 +115,7 @@ def assess(
     scale: str | None = None,
     force: bool = False,
     measure: bool = False,
+    tell: bool = False,
 ) -> tuple[list[Task], list[Failure]]:
     """What to do with each chapter; chapters that cannot be read come back as failures.
 
@@ -124,6 +125,7 @@ def assess(
         scale: the scale asked for, None for the scale of each page.
         force: run whether or not it is needed.
         measure: whether stale numbers may be measured again.
+        tell: measure nothing, tell the pages of labs that have results, stale or not.
     """
     tasks: list[Task] = []
     failures: list[Failure] = []
@@ -140,7 +142,9 @@ def assess(
         except EngineError as error:
             failures.append(_unreadable(source.chapter, error))
             continue
-        if measure:
+        if tell:
+            _to_tell(task)
+        elif measure:
             _to_record(task, scale, force)
             if task.scale != task.parts["scale"]:
                 task.parts = key.parts(source, project, task.scale, tracer, data)
@@ -227,6 +231,14 @@ def _to_record(task: Task, scale: str | None, force: bool) -> None:
         task.action = "refresh" if task.page == ["text changed"] else "tell"
     elif scale and scale != held:
         task.note = f"the page is fresh at the larger scale {held}; --force replaces it"
+
+
+def _to_tell(task: Task) -> None:
+    """Tell a lab's page over the results that there are."""
+    if task.chapter.lab and task.chapter.results(task.scale).is_file():
+        task.action = "tell"
+    else:
+        task.note = f"nothing was measured at {task.scale} that could be told"
 
 
 def mark(task: Task) -> str:

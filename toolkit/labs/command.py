@@ -27,6 +27,10 @@ def options(parser: argparse.ArgumentParser) -> None:
         "--judge", action="store_true", help="run nothing; judge the claims anew from the runs"
     )
     parser.add_argument(
+        "--missing", action="store_true",
+        help="run only what has no record; runs of earlier code are kept, and stay stale",
+    )  # fmt: skip
+    parser.add_argument(
         "--cluster", metavar="ADDRESS",
         help="run on a Dask cluster at this address, or on Ray with the word ray",
     )  # fmt: skip
@@ -57,7 +61,7 @@ def main(arguments: argparse.Namespace) -> int:
         with _cluster(arguments.cluster):
             done = labs.measure(
                 found, arguments.scale, folder=folder, n_jobs=jobs,
-                look_only=arguments.judge,
+                look_only=arguments.judge, keep_stale=arguments.missing,
             )  # fmt: skip
     except Missing as missing:
         print(f"not measured: {missing}", file=sys.stderr)

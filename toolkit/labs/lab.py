@@ -228,6 +228,7 @@ def measure(
     n_jobs: int | None = None,
     progress: bool | None = None,
     look_only: bool = False,
+    keep_stale: bool = False,
 ) -> Measurement:
     """Run what the store lacks, judge the claims, and write the results whole.
 
@@ -239,6 +240,7 @@ def measure(
         n_jobs: at once, one thread each; left out, 1 at ``ci`` and on a GPU, else one per core.
         progress: show one bar; by default only on a terminal.
         look_only: run nothing, only judge the claims anew.
+        keep_stale: run only what has no record; runs of earlier code stay, and stay stale.
 
     Raises:
         toolkit.core.runs.measure.JobsFailed: jobs failed; the others are kept.
@@ -253,7 +255,8 @@ def measure(
         work = folder.resolve() / "running" / f"{lab.slug}.{size.name}"
     declared = evidence.declare(lab.claims)  # before anything runs: bad claims cost no run
     start = time.monotonic()
-    options = {"folder": work, "n_jobs": n_jobs, "progress": progress, "look_only": look_only}
+    options = {"folder": work, "n_jobs": n_jobs, "progress": progress, "look_only": look_only,
+               "keep_stale": keep_stale}  # fmt: skip
     with open_runs(lab.slug, size, folder, **options) as runs:
         lab.measure(runs, size)
         document = runs.document() | judged(lab, runs.document(), declared, folder)
