@@ -1,4 +1,4 @@
-"""Damaged adapter files, schedules and peft folders: loaded right, or refused with all as before."""
+"""Damaged files, schedules and peft folders: loaded right, or refused with all as before."""
 
 from __future__ import annotations
 

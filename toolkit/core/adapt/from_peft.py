@@ -152,8 +152,8 @@ def _beside(
         same = all(torch.equal(beside[name], beside[tied[0]]) for name in tied)
         if tied and (not same or (trained and len(tied) <= len(others))):
             raise ValueError(
-                f"{folder} holds {(trained or tied)[0]!r} as a tensor of its own, but in this model "
-                f"{[first, *others]} are one tied tensor; untie them before load_peft"
+                f"{folder} holds {(trained or tied)[0]!r} as a tensor of its own, but in this "
+                f"model {[first, *others]} are one tied tensor; untie them before load_peft"
             )
         if tied:
             extra[first] = beside[tied[0]]
