@@ -22,6 +22,7 @@ PROJECT = Project(REPOSITORY)
 CHAPTERS = list(PROJECT.chapters.values())
 NEW = [c for c in CHAPTERS if has_practice(read(c))]
 FIRST_FORM = [c for c in CHAPTERS if c not in NEW]
+SAMPLE = (NEW or CHAPTERS)[0]
 named = {"ids": lambda chapter: chapter.slug}
 
 
@@ -64,8 +65,8 @@ def test_a_page_of_the_first_form_is_too_long(browser, site, chapter) -> None:
 
 
 def changed(code: str = "", prose: str = "") -> Source:
-    """LoRA's chapter with one cell more."""
-    source = copy.deepcopy(read(NEW[0]))
+    """A chapter with one cell more."""
+    source = copy.deepcopy(read(SAMPLE))
     source.cells.append(new_code_cell(code) if code else new_markdown_cell(prose))
     return source
 
@@ -84,7 +85,8 @@ def test_each_limit_of_a_source_is_seen(source: Source, word: str) -> None:
 
 
 def test_a_long_source_is_seen() -> None:
-    assert "700 lines of source" in limits.of_source(read(NEW[0]), "x\n" * 700)[-1]
+    found = limits.of_source(read(SAMPLE), "x\n" * 700)
+    assert any("700 lines of source" in problem for problem in found)
 
 
 def page(*shown: str | None) -> nbformat.NotebookNode:

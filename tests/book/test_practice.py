@@ -14,7 +14,7 @@ from book.engine import practice, record
 from book.engine.exercises import exercises
 from book.engine.project import Chapter, EngineError, Project
 from book.engine.source import read
-from tests.book.engine_toy import REPOSITORY
+from tests.book.engine_toy import REPOSITORY, Toy
 
 PROJECT = Project(REPOSITORY)
 CHAPTERS = [c for c in PROJECT.chapters.values() if practice.has_practice(read(c))]
@@ -23,10 +23,6 @@ CHAPTERS = [c for c in PROJECT.chapters.values() if practice.has_practice(read(c
 @pytest.fixture(params=CHAPTERS, ids=lambda chapter: chapter.slug)
 def chapter(request: pytest.FixtureRequest) -> Chapter:
     return request.param
-
-
-def test_there_are_some() -> None:
-    assert CHAPTERS
 
 
 def test_committed_notebooks_are_those_of_the_sources(chapter: Chapter) -> None:
@@ -93,16 +89,60 @@ def test_no_solution_and_no_myst_in_the_notebook(chapter: Chapter) -> None:
         assert re.sub(r"\s+", "", task.solution) not in re.sub(r"\s+", "", checks)
 
 
+CHAPTER = """## Idea
+
+So.
+
+## Method
+
+Thus.
+
+## On your model
+
+Here.
+
+## Exercises
+
+### Exercise 1: double it
+
+Write it.
+"""
+CELLS = [
+    ":tags: [check]\nfrom toolkit.labs.exercises.toy import check_double",
+    ":tags: [stub]\ntwice_as_much = None",
+    ":tags: [solution]\ntwice_as_much = 4 + 4",
+    ":tags: [wrong]\ntwice_as_much = 4",
+    ":tags: [wrong]\ntwice_as_much = 16",
+    ":tags: [attempt]\ncheck_double(twice_as_much)",
+]
+
+
+def toy_source(tmp_path: Path, text: str = CHAPTER):
+    cells = "".join(f"\n```{{code-cell}} python\n{cell}\n```\n" for cell in CELLS)
+    path = Toy(tmp_path).chapter("one", "print('start')", tail=f"\n{text}{cells}")
+    return read(Chapter(path.parent.name, path.stem, path.parents[3]))
+
+
+def test_a_notebook_holds_stub_and_check_and_no_solution(tmp_path: Path) -> None:
+    source = toy_source(tmp_path)
+    assert practice.has_practice(source)
+    text = "\n".join(cell.source for cell in practice.notebook(source, "").cells)
+    assert "twice_as_much = None" in text
+    assert "check_double(twice_as_much)" in text
+    assert "= 4" not in text
+    assert "= 16" not in text
+    assert "print('start')" not in text  # of no section that is practised
+
+
 def test_a_section_that_colab_cannot_show_is_refused(tmp_path: Path) -> None:
-    source = read(CHAPTERS[0])
+    source = toy_source(tmp_path)
     last = next(c for c in source.cells if "## Idea" in c.source)
     last.source += "\n\n```{admonition} Mind\nthis\n```"
     with pytest.raises(EngineError, match="Colab shows it raw"):
         practice.notebook(source, "")
 
 
-def test_a_missing_section_is_named() -> None:
-    source = read(CHAPTERS[0])
-    source.cells = [c for c in source.cells if "## Method" not in c.source]
+def test_a_missing_section_is_named(tmp_path: Path) -> None:
+    source = toy_source(tmp_path, CHAPTER.replace("## Method", "### Method"))
     with pytest.raises(EngineError, match="'## Method'"):
         practice.notebook(source, "")

@@ -11,6 +11,7 @@ from tests.contracts import refusals, rooms
 from tests.contracts.broken_methods import BROKEN
 from tests.contracts.contracts import CONTRACTS, check
 from tests.contracts.rooms import Case
+from toolkit.core.adapt import facts
 from toolkit.core.adapt import load as loading
 from toolkit.core.adapt.model import Adapted
 from toolkit.core.adapt.steps import hooks as schedule
@@ -41,7 +42,7 @@ BROKEN_FLOOR = {
     "refuses_another_architecture": lambda: mock.patch.object(
         loading, "_check_fits", return_value=None
     ),
-    "refuses_a_damaged_file": lambda: mock.patch.object(loading, "SafetensorError", KeyError),
+    "refuses_a_damaged_file": lambda: mock.patch.object(facts, "SafetensorError", KeyError),
     "refuses_an_optimizer_without_its_tensors": lambda: mock.patch.object(
         schedule, "check_holds", return_value=None
     ),
