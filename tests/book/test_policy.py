@@ -70,14 +70,9 @@ def test_odd_pages_get_one_too_and_only_one(tmp_path, text):
     assert (tmp_path / "a.html").read_bytes().decode() == first
 
 
-def _folder(factory) -> Path:
-    """Where the session's toy book lies."""
-    return next(factory.getbasetemp().glob("toy*/_build/html"))
-
-
 @pytest.mark.browser
-def test_every_page_has_a_policy_before_its_first_script(toy, tmp_path_factory):
-    folder = _folder(tmp_path_factory)
+def test_every_page_has_a_policy_before_its_first_script(toy, toy_pages):
+    folder = toy_pages
     pages = [p for p in folder.rglob("*.html") if p.relative_to(folder).parts[0] != "_static"]
     pages = [p for p in pages if not p.name.startswith("faulty")]
     assert len(pages) > 5
@@ -106,8 +101,8 @@ ATTACKS = {
 
 @pytest.mark.browser
 @pytest.mark.parametrize("kind", ATTACKS)
-def test_the_policy_holds(browser, toy, tmp_path_factory, kind):
-    folder = _folder(tmp_path_factory)
+def test_the_policy_holds(browser, toy, toy_pages, kind):
+    folder = toy_pages
     clean = (folder / "book" / "intro.html").read_text(encoding="utf-8")
     name = f"book/faulty_policy_{list(ATTACKS).index(kind)}.html"
     attacked = clean.replace("</article>", f"{ATTACKS[kind]}</article>", 1)
@@ -163,8 +158,8 @@ def test_the_search_and_the_buttons_of_the_theme_work(browser, toy):
 
 
 @pytest.mark.browser
-def test_pages_work_from_a_folder_as_well(browser, toy, tmp_path_factory):
-    origin = _folder(tmp_path_factory).as_uri() + "/"
+def test_pages_work_from_a_folder_as_well(browser, toy, toy_pages):
+    origin = toy_pages.as_uri() + "/"
     for name in ("book/intro.html", CHAPTER):
         with visit(browser, origin, name) as seen:
             assert seen.problems() == []
