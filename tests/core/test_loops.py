@@ -8,17 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from toolkit import AdaLoRA, IncreLoRA, LoRA, LoRAGGPO, LoRAPro, TriAdaptLoRA, adapt
+from tests.small_methods import METHODS as SMALL
+from toolkit import LoRA, LoRAGGPO, LoRAPro, adapt
 from toolkit.core.baselines.sparse_mask import SparseMask
 from toolkit.lowrank.lora_ggpo import LoRAMGPO
 
-METHODS = {
-    "adalora": AdaLoRA(rank=3, target_rank=1, warmup=1, final=2, interval=2),
-    "increlora": IncreLoRA(target_rank=2, top=2, interval=2, warmup=1, restart_warmup=2),
-    "triadaptlora": TriAdaptLoRA(target_rank=2, block=1, warmup=1),
-    "lora_pro": LoRAPro(rank=3, mode="efficient"),
+SCHEDULED = {name: method for name, method in SMALL.items() if name != "lora"}
+METHODS = SCHEDULED | {
     "lora_pro-full": LoRAPro(rank=3),
-    "lora_ggpo": LoRAGGPO(rank=3, sigma=0.1),
     "lora_ggpo-plain": LoRAGGPO(rank=3, sigma=0.1, beta=0.0),
     "lora_mgpo": LoRAMGPO(rank=3),
 }

@@ -5,16 +5,9 @@ from __future__ import annotations
 import torch
 
 from tests.hf.models import bert
-from toolkit import AdaLoRA, IncreLoRA, LoRA, LoRAGGPO, LoRAPro, TriAdaptLoRA, adapt
+from tests.small_methods import METHODS
+from toolkit import adapt
 
-METHODS = {
-    "lora": LoRA(rank=3),
-    "adalora": AdaLoRA(rank=3, target_rank=1, warmup=1, final=2, interval=2),
-    "increlora": IncreLoRA(target_rank=2, top=2, interval=2, warmup=1, restart_warmup=2),
-    "triadaptlora": TriAdaptLoRA(target_rank=2, block=1, warmup=1),
-    "lora_pro": LoRAPro(rank=3, mode="efficient"),
-    "lora_ggpo": LoRAGGPO(rank=3, sigma=0.1),
-}
 STEPS, BATCH, RATE, CLIP = 8, 4, 0.01, 0.5
 
 

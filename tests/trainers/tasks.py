@@ -6,17 +6,12 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from toolkit import AdaLoRA, IncreLoRA, LoRA, LoRAGGPO, LoRAPro, TriAdaptLoRA, adapt
+from tests.small_methods import METHODS as SMALL
+from toolkit import LoRAPro, adapt
 from toolkit.lowrank.lora_ggpo import LoRAMGPO
 
-METHODS = {
-    "lora": LoRA(rank=3),
-    "adalora": AdaLoRA(rank=3, target_rank=1, warmup=1, final=2, interval=2),
-    "increlora": IncreLoRA(target_rank=2, top=2, interval=2, warmup=1, restart_warmup=2),
-    "triadaptlora": TriAdaptLoRA(target_rank=2, block=1, warmup=1),
-    "lora_pro": LoRAPro(rank=3, mode="efficient"),
+METHODS = SMALL | {
     "lora_pro-full": LoRAPro(rank=3),
-    "lora_ggpo": LoRAGGPO(rank=3, sigma=0.1),
     "lora_mgpo": LoRAMGPO(rank=3),
 }
 PENALISED = ("adalora", "increlora", "triadaptlora")
