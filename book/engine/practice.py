@@ -88,10 +88,17 @@ def write_all(project: Project, say: Callable[[str], None]) -> list[Path]:
     """
     written = []
     for chapter in project.chapters.values():
-        source = read(chapter)
-        if not has_practice(source):
+        try:
+            source = read(chapter)
+        except EngineError:  # whoever tells the chapters names it
             continue
-        text = record.text_of(notebook(source, project.repository))
+        try:
+            if not has_practice(source):
+                continue
+            text = record.text_of(notebook(source, project.repository))
+        except EngineError as error:  # the other chapters and the site do not wait for this one
+            say(f"no practice notebook: {error}")
+            continue
         path = chapter.practice
         if not path.is_file() or path.read_text(encoding="utf-8") != text:
             write(path, text)

@@ -141,22 +141,23 @@ def provenance_text(chapter: Chapter, provenance: Mapping[str, Any], repository:
 
 def _links(chapter: Chapter, provenance: Mapping[str, Any], repository: str) -> str:
     """Where a reader goes from a page: to practise, to the paper, to the official code."""
-    badges = []
-    if repository.startswith("https://github.com/"):
-        home = repository.removeprefix("https://github.com/")
-        if chapter.practice.is_file():
-            place = chapter.practice.relative_to(chapter.root).as_posix()
-            badges.append(f"[Practise on Colab]({COLAB}/{home}/blob/main/{place})")
-            badges.append(f"[Download the practice notebook]({repository}/raw/main/{place})")
-        else:
-            place = chapter.page.relative_to(chapter.root).as_posix()
-            badges.append(f"[Open in Colab]({COLAB}/{home}/blob/main/{place})")
     links = provenance.get("links", {})
+    badges = []
     if paper := links.get("paper"):
         badges.append(f"[Paper: arXiv {paper}](https://arxiv.org/abs/{paper})")
     if code := links.get("code"):
         address = code if "://" in code else f"https://github.com/{code}"
         badges.append(f"[Official code]({address})")
+    if repository.startswith("https://github.com/"):
+        practice = chapter.practice.is_file()
+        opened = chapter.practice if practice else chapter.page
+        place = opened.relative_to(chapter.root).as_posix()
+        colab = f"{COLAB}/{repository.removeprefix('https://github.com/')}/blob/main/{place}"
+        if practice:  # what a reader does next comes first
+            download = f"[Download the practice notebook]({repository}/raw/main/{place})"
+            badges[:0] = [f"[Practise on Colab]({colab})", download]
+        else:
+            badges.append(f"[Open in Colab]({colab})")
     return " · ".join(badges)
 
 
