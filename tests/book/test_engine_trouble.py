@@ -124,7 +124,7 @@ def test_a_full_disk_is_named_with_its_folder(toy: Toy, monkeypatch) -> None:
 
     monkeypatch.setattr(notebooks, "write", full)
     said = toy.engine("notebooks", code=2)
-    words = f"the disk that holds {toy.root / '_build'} is full: free some room"
+    words = f"no space left on the disk that holds {toy.root / '_build'}: free some"
     assert said.startswith(f"error: {words}")
     # a program of its own that failed for it says only what it noticed
     usage = shutil.disk_usage(toy.root)._replace(free=0)

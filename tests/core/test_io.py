@@ -99,7 +99,7 @@ def test_a_full_disk_names_the_folder(tmp_path, error):
     (tmp_path / "a").write_text("old")
     with pytest.raises(io.DiskFull) as caught:
         io.write_beside(tmp_path / "a", write)
-    assert f"the disk that holds {tmp_path} is full" in str(caught.value)
+    assert f"no space left on the disk that holds {tmp_path}" in str(caught.value)
     assert caught.value.errno == errno.ENOSPC
     assert names(tmp_path) == ["a"]
     assert (tmp_path / "a").read_text() == "old"
