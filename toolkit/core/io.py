@@ -30,7 +30,7 @@ class DiskFull(OSError):
         super().__init__(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
 
     def __str__(self) -> str:
-        return f"no space left on the disk that holds {self.filename}: free some, then run this again"
+        return f"no space left on the disk that holds {self.filename}: free some and run again"
 
 
 def is_full(folder: Path, error: BaseException | None = None) -> bool:
