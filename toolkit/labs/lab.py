@@ -14,7 +14,7 @@ import importlib
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -213,10 +213,19 @@ def open_runs(slug: str, scale: Scale, store: Path | None, **options: Any) -> Ru
         provenance=provenance(ROOT, scale.device.type),
         code=tracer().of_function,
         known=results.read(store, slug, scale.name),
+        others=functools.partial(_others, slug, scale.name, store),
         limit=LIMIT[scale.name],
         strict=scale.name != "ci",
         **options,
     )  # fmt: skip
+
+
+def _others(slug: str, scale: str, store: Path | None) -> Iterator[Mapping[str, Any]]:
+    """What other labs measured at this scale."""
+    for other in labs():
+        document = None if other == slug else results.read(store, other, scale)
+        if document is not None and "experiments" in document:
+            yield document
 
 
 def measure(

@@ -267,3 +267,19 @@ def test_a_search_that_may_not_be_reported_on_is_an_error(tmp_path, options, wor
 def test_blocks_share_no_seed(tmp_path):
     with opened(tmp_path / "w") as runs, pytest.raises(ValueError, match="two blocks"):
         runs.blocks("t", [[0, 1], [1, 2]])
+
+
+def test_a_run_of_another_lab_is_taken_over_with_its_provenance(tmp_path, marks):
+    with opened(tmp_path / "w", now=NOW | {"commit": "d" * 40}) as runs:
+        both(runs, marks)
+        theirs = runs.document()
+    first = begun(marks)
+    with opened(tmp_path / "v", others=lambda: [theirs]) as runs:
+        both(runs, marks)
+        ours = runs.document()
+        assert runs.ran == 0
+    assert begun(marks) == first
+    assert ours["provenance"] == theirs["provenance"]
+    with opened(tmp_path / "u", others=lambda: [theirs], hashes={"bowl": "2"}) as runs:
+        both(runs, marks)
+        assert runs.ran == 2  # the code of one arm differs there

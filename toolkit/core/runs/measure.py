@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from toolkit.core.runs.pool import Task, new_caller, run_all
 DIVERGED = "FloatingPointError"
 ENVIRONMENT = ("versions", "constraints", "device")
 Functions = Callable[..., Any] | Mapping[str, Callable[..., Any]]
+_There = tuple[Mapping[str, Any], Mapping[str, Any], Mapping[str, str]]
+"""A job of known results, its provenance, and the definitions of its code."""
 
 
 class Missing(Exception):
@@ -45,6 +48,8 @@ class Runs:
         provenance: What a run made now is, from :func:`toolkit.core.runs.provenance.provenance`.
         code: Gives the definitions that a function can reach, each with its hash.
         known: Results already there, from :func:`toolkit.core.runs.results.read`.
+        others: Called at the first run that ``known`` lacks: results of other labs. A run of the
+            same function, arguments and code stands there for this lab too.
         folder: Where jobs are kept as they end; None keeps them in memory only.
         n_jobs: Jobs at once, one thread each; 1 runs them in this process.
         limit: Seconds one job may take; None for no limit.
@@ -62,6 +67,7 @@ class Runs:
         provenance: Mapping[str, Any],
         code: Callable[[Callable[..., Any]], Mapping[str, str]],
         known: Mapping[str, Any] | None = None,
+        others: Callable[[], Iterable[Mapping[str, Any]]] = tuple,
         folder: Path | None = None,
         n_jobs: int = 1,
         limit: float | None = None,
@@ -75,7 +81,8 @@ class Runs:
         self._n_jobs, self._limit = n_jobs, limit
         self._folder = folder
         self._known = dict(known or {})
-        self._there = self._index()
+        self._there = self._index(self._known)
+        self._others = others
         # by function and arguments alone: runs of earlier code, which stay what they are
         self._older = {name[:2]: job for name, job in self._there.items()} if keep_stale else {}
         self._caller = new_caller()
@@ -100,17 +107,25 @@ class Runs:
         """End the bar."""
         self._bar.close()
 
-    def _index(self) -> dict[tuple[str, str, str], tuple[Mapping[str, Any], int]]:
-        """Jobs of the known results that this environment may take over, by what they are."""
+    def _index(self, known: Mapping[str, Any]) -> dict[tuple[str, str, str], _There]:
+        """Jobs of known results that this environment may take over, by what they are."""
         found = {}
-        sources = self._known.get("provenance", [])
-        for experiment in self._known.get("experiments", {}).values():
+        sources = known.get("provenance", [])
+        for experiment in known.get("experiments", {}).values():
             for job in experiment["jobs"]:
                 source = sources[job["from"]]
                 if all(source.get(name) == self._now.get(name) for name in ENVIRONMENT):
                     function = results.function_of(experiment, job["args"])
                     name = (function, json.dumps(job["args"], sort_keys=True), job["code"])
-                    found[name] = (job, job["from"])
+                    found[name] = (job, source, known["codes"][job["code"]])
+        return found
+
+    @functools.cached_property
+    def _elsewhere(self) -> dict[tuple[str, str, str], _There]:
+        """Jobs of other labs' results, by what they are."""
+        found: dict[tuple[str, str, str], _There] = {}
+        for known in self._others():
+            found |= self._index(known)
         return found
 
     def table(self, name: str, function: Functions, jobs: Sequence[Mapping[str, Any]]) -> Any:
@@ -144,6 +159,7 @@ class Runs:
             code = self._digest(functions[arm])
             arguments = json.dumps(job, sort_keys=True)
             there = self._there.get((names[arm], arguments, code))
+            there = there or self._elsewhere.get((names[arm], arguments, code))
             there = there or self._older.get((names[arm], arguments))
             if there is not None:
                 made[word] = self._again(*there)
@@ -233,10 +249,12 @@ class Runs:
         self.seconds[results.check(made)] = round(record["seconds"] or 0.0, 3)
         return made | {"check": results.check(made)}
 
-    def _again(self, job: Mapping[str, Any], source: int) -> dict[str, Any]:
-        """A job of the known results, with its provenance."""
-        self._codes[job["code"]] = self._known["codes"][job["code"]]
-        return {**job, "from": self._source(self._known["provenance"][source])}
+    def _again(
+        self, job: Mapping[str, Any], source: Mapping[str, Any], code: Mapping[str, str]
+    ) -> dict[str, Any]:
+        """A job of known results, with its provenance."""
+        self._codes[job["code"]] = dict(code)
+        return {**job, "from": self._source(source)}
 
     def _source(self, provenance: Mapping[str, Any]) -> int:
         kept = dict(provenance)
@@ -248,7 +266,7 @@ class Runs:
         """Why a job is not among the known results."""
         from toolkit.core.runs.code import differences
 
-        for (name, known, old), _ in self._there.items():
+        for name, known, old in self._there:
             if known == arguments and old != code and name == function:
                 new = next(d for c, d in self._digests.values() if c == code)
                 return differences(self._known["codes"][old], new)

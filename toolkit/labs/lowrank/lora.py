@@ -27,6 +27,7 @@ from toolkit.core.seeds import generator
 from toolkit.labs.beds import characters, texts
 from toolkit.labs.beds.arms import Arm
 from toolkit.labs.lab import Found, Lab, search_seeds, two_blocks
+from toolkit.labs.lowrank.against import compare, paired
 from toolkit.lowrank.lora import LoRA
 
 HIDDEN, HEAD = ["0", "2"], "4"
@@ -249,6 +250,9 @@ ABSTRACTS = {"nothing": abstracts_plain, "head": abstracts_plain, "full": abstra
              "rank 2": abstracts_lora, "rank 8": abstracts_lora}  # fmt: skip
 REVIEWS = {"nothing": reviews_plain, "head": reviews_plain, "full": reviews_plain,
            "rank 1": reviews_lora, "rank 8": reviews_lora}  # fmt: skip
+ABSTRACTS_START = {"head": 2e-2, "full": 4e-3, "rank 2": 1.6e-2, "rank 8": 1.6e-2}
+REVIEWS_START = {"head": 1.6e-2, "full": 2.5e-4, "rank 1": 4e-3, "rank 8": 4e-3}
+"""Middles of the first rates tried."""
 
 
 def arms(functions: Any, ranks: Any = None) -> dict[str, dict[str, Any]]:
@@ -268,11 +272,8 @@ def measure(runs: Runs, scale: Scale) -> None:
     size = {"pretraining": scale.pick(ci=30, cpu=400, gpu=400)}
     steps = {"steps": scale.pick(ci=10, cpu=300, gpu=300)}
     _digits(runs, scale, n, size | steps)
-    where = {"scale": scale.name}
-    starts = {"head": 2e-2, "full": 4e-3, "rank 2": 1.6e-2, "rank 8": 1.6e-2}
-    _texts(runs, scale, "abstracts", ABSTRACTS, starts, few, where)
-    starts = {"head": 1.6e-2, "full": 2.5e-4, "rank 1": 4e-3, "rank 8": 4e-3}
-    _texts(runs, scale, "reviews", REVIEWS, starts, few, where)
+    compare(runs, scale, "abstracts", ABSTRACTS, arms(ABSTRACTS), ABSTRACTS_START, few)
+    compare(runs, scale, "reviews", REVIEWS, arms(REVIEWS), REVIEWS_START, few)
     size |= {"steps": scale.pick(ci=4, cpu=100, gpu=100)}
     _scales(runs, scale, n, size)
     runs.table(
@@ -311,27 +312,6 @@ def _digits(runs: Runs, scale: Scale, n: int, size: dict[str, Any]) -> None:
     ])  # fmt: skip
     runs.table("merged twice", merged_twice, [
         {"rank": 8, "rate": found["rank 8"].rate, "seed": seed, **size} for seed in seeds
-    ])  # fmt: skip
-
-
-def _texts(
-    runs: Runs, scale: Scale, name: str, functions: Any, starts: dict, n: int, where: dict
-) -> None:
-    blocks = two_blocks(n)
-    seeds = [seed for block in blocks for seed in block]
-    chosen = arms(functions)
-    found = runs.tune(
-        name, functions,
-        {arm: more | where | {"part": "validation"} for arm, more in chosen.items()}, starts,
-        seeds=search_seeds(), reported=seeds, judged="validation", better="min", factor=2.0,
-        width=scale.pick(ci=1, cpu=3, gpu=3),
-    )  # fmt: skip
-    runs.blocks(name, blocks)
-    where = where | {"part": "test"}
-    jobs = [{"arm": "nothing", "rate": 1.0, "seed": seed, **where} for seed in seeds]
-    runs.table(name, functions, jobs + [
-        {"arm": arm, **more, "rate": found[arm].rate, "seed": seed, **where}
-        for arm, more in chosen.items() for seed in seeds
     ])  # fmt: skip
 
 
@@ -433,27 +413,18 @@ def judge(found: Found) -> dict[str, dict[str, Measured]]:
             blocks=found.blocks("digits"), tuning_seeds=search,
         )  # fmt: skip
 
-    def on(name: str, column: str, ours: str, theirs: str) -> Measured:
-        values = {
-            arm: found.values(name, column, arm=arm) for arm in (ours, theirs, "nothing", "full")
-        }
-        return Measured(
-            values[ours], values[theirs], control=values["full"], nothing=values["nothing"],
-            blocks=found.blocks(name), tuning_seeds=search,
-        )  # fmt: skip
-
     accuracy = "test_accuracy"
     return {
         "quality-points": {
             "digits": digits("rank 8", "full"),
-            "film reviews": on("reviews", accuracy, "rank 8", "full"),
+            "film reviews": paired(found, "reviews", accuracy, "rank 8", "full"),
         },
-        "behind-nats": {"abstracts": on("abstracts", "test", "full", "rank 8")},
+        "behind-nats": {"abstracts": paired(found, "abstracts", "test", "full", "rank 8")},
         "rank-points": {
             "digits": digits("rank 8", "rank 1"),
-            "film reviews": on("reviews", accuracy, "rank 8", "rank 1"),
+            "film reviews": paired(found, "reviews", accuracy, "rank 8", "rank 1"),
         },
-        "rank-nats": {"abstracts": on("abstracts", "test", "rank 8", "rank 2")},
+        "rank-nats": {"abstracts": paired(found, "abstracts", "test", "rank 8", "rank 2")},
         "limit": {"digits": digits("rank 32", "full")},
         "scale": {name: one_rate(found, name) for name in OPTIMISERS},
     }
