@@ -276,3 +276,24 @@ def test_a_string_or_a_fraction_is_no_number_of_a_configuration(tmp_path):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             toolkit.load_peft(net(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "wrong, words", [(64, "outside the 12"), (-1, "outside the 12"), (None, "twice")]
+)
+def test_a_mask_that_names_other_entries_is_refused(tmp_path, wrong, words):
+    from torch import nn
+
+    path = tmp_path / "mask.safetensors"
+    toolkit.adapt(nn.Sequential(nn.Linear(4, 3)), toolkit.SparseMask(share=0.5)).save(path)
+    tensors = load_file(path)
+    with safe_open(path, framework="pt") as file:
+        facts = file.metadata()
+    index = tensors["adapter.0.index"]
+    index[0] = index[1] if wrong is None else wrong
+    save_file(tensors, path, metadata=facts)
+    model = nn.Sequential(nn.Linear(4, 3))
+    before = state_of(model)
+    with pytest.raises(ValueError, match=words):
+        toolkit.load(model, path)
+    same(before, state_of(model))

@@ -55,7 +55,17 @@ class MaskLayer(nn.Module):
 
     @torch.no_grad()
     def resize(self, state: dict[str, Tensor]) -> None:
-        """Take on as many entries as saved tensors have."""
+        """Take on as many entries as saved tensors have.
+
+        Raises:
+            IndexError: an entry lies outside the weight, or is there twice.
+        """
+        index = state.get("index", self.index)
+        size = self.site.rows * self.site.cols
+        if index.numel() and not (0 <= int(index.min()) and int(index.max()) < size):
+            raise IndexError(f"index names entries outside the {size} of the weight")
+        if len(index.unique()) != index.numel():
+            raise IndexError("index names an entry twice")
         if "values" in state and state["values"].shape != self.values.shape:
             self.values = nn.Parameter(self.values.new_zeros(state["values"].shape))
             self.index = self.index.new_zeros(state["values"].shape)
