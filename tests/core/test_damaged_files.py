@@ -279,7 +279,7 @@ def test_a_string_or_a_fraction_is_no_number_of_a_configuration(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "wrong, words", [(64, "outside the 12"), (-1, "outside the 12"), (None, "twice")]
+    ("wrong", "words"), [(64, "outside the 12"), (-1, "outside the 12"), (None, "twice")]
 )
 def test_a_mask_that_names_other_entries_is_refused(tmp_path, wrong, words):
     from torch import nn

@@ -62,7 +62,7 @@ class MaskLayer(nn.Module):
         """
         index = state.get("index", self.index)
         size = self.site.rows * self.site.cols
-        if index.numel() and not (0 <= int(index.min()) and int(index.max()) < size):
+        if index.numel() and not (int(index.min()) >= 0 and int(index.max()) < size):
             raise IndexError(f"index names entries outside the {size} of the weight")
         if len(index.unique()) != index.numel():
             raise IndexError("index names an entry twice")
