@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 BOOK = [*sorted((ROOT / "book").glob("*.md")), *sorted((ROOT / "book/reference").glob("*.md"))]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *BOOK]
 NOTEBOOKS = sorted((ROOT / "book" / "notebooks").glob("*/*.ipynb"))
-WITH_EXAMPLES = ("README.md", "book/intro.md", "book/house.md")
+WITH_EXAMPLES = ("README.md", "book/intro.md", "book/compare.md", "book/house.md")
 
 FENCE = re.compile(r"^(`{3,})(\S*)[^\n]*\n(.*?)^\1\s*$", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\[[^\]\[]*\]\(([^()\s]+)\)")

@@ -9,6 +9,7 @@ write themselves.
 - :mod:`motion_book.tables`: the directive ``method-map``.
 - :mod:`motion_book.ledger`: the directive ``claims-ledger``.
 - :mod:`motion_book.beds`: the directive ``bed-tables``.
+- :mod:`motion_book.findings`: the directive ``findings``.
 - :mod:`motion_book.reference`: the directive ``module-reference``.
 """
 
@@ -28,6 +29,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     from motion_book import (
         assets,
         beds,
+        findings,
         ledger,
         marks,
         policy,
@@ -44,6 +46,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     tables.setup(app)
     ledger.setup(app)
     beds.setup(app)
+    findings.setup(app)
     reference.setup(app)
     policy.setup(app)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
