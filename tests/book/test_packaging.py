@@ -114,7 +114,7 @@ def test_the_address_is_written_by_hand_in_one_file_only() -> None:
     address = project()["urls"]["Repository"]
     home = address.removeprefix("https://github.com/").strip("/")
     assert home.count("/") == 1, f"Repository must be a GitHub address, not {address}"
-    recorded = [n for n in tracked() if n.startswith("book/notebooks/")]
+    recorded = [n for n in tracked() if n.startswith(("book/notebooks/", "book/practice/"))]
     by_hand = [n for n in tracked() if n not in recorded and home.lower() in text(n).lower()]
     assert by_hand == ["pyproject.toml"]
     links = re.compile(

@@ -2,6 +2,7 @@
 write themselves.
 
 - :mod:`motion_book.assets`: page scripts, styles, the chart runtime and MathJax, all local.
+- :mod:`motion_book.light`: what no page uses, left out.
 - :mod:`motion_book.policy`: what a page may run and load, in the page itself.
 - :mod:`motion_book.repository`: the repository's address, read from ``pyproject.toml``.
 - :mod:`motion_book.marks`: a line on pages whose numbers were measured with earlier code.
@@ -31,6 +32,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
         beds,
         findings,
         ledger,
+        light,
         marks,
         policy,
         practice,
@@ -45,6 +47,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     repository.setup(app)
     tables.setup(app)
     ledger.setup(app)
+    light.setup(app)
     beds.setup(app)
     findings.setup(app)
     reference.setup(app)

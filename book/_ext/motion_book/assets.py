@@ -18,8 +18,12 @@ from toolkit.core.io import write_text
 HERE = Path(__file__).resolve().parent
 STATIC = HERE.parents[1] / "_static"
 MATHJAX = "sphinx-mathjax-offline"
-# the entry point, its web fonts, extensions loaded on demand, and what reads formulas aloud
-MATHJAX_PARTS = ("tex-chtml.js", "output/chtml/fonts", "input/tex/extensions", "a11y", "sre")
+# what formulas need, in parts: the ready bundle is half as large again, mostly its menu
+MATHJAX_LOADS = ("input/tex", "output/chtml", "a11y/assistive-mml")
+MATHJAX_PARTS = (
+    "startup.js", "core.js", "input/tex.js", "input/tex/extensions", "output/chtml.js",
+    "output/chtml/fonts", "a11y/assistive-mml.js",
+)  # fmt: skip
 
 
 def setup(app: Sphinx) -> None:
@@ -34,7 +38,8 @@ def setup(app: Sphinx) -> None:
 
 def _configure(app: Sphinx, config) -> None:
     config.html_static_path.append(str(STATIC))
-    config.mathjax_path = "mathjax/tex-chtml.js"
+    config.mathjax_path = "mathjax/startup.js"
+    config.mathjax3_config = {**(config.mathjax3_config or {}), "loader": {"load": MATHJAX_LOADS}}
     config.nb_ipywidgets_js = {}
     config.html_favicon = config.html_favicon or str(STATIC / "favicon.svg")
     config.html_context.setdefault("default_mode", "auto")

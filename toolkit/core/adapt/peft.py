@@ -6,7 +6,9 @@ The format is read and written here, so ``peft`` itself need not be installed.
 from __future__ import annotations
 
 import json
+import os
 import re
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +20,6 @@ from torch import Tensor
 from toolkit.core.adapt.checkpoint import whole
 from toolkit.core.adapt.forwards import has_own_forward
 from toolkit.core.adapt.handles import also_called
-from toolkit.core.io import write_beside
 
 PREFIX = "base_model.model."
 
@@ -59,7 +60,6 @@ def save_peft(adapted: Any, folder: Any) -> None:
 
     Raises:
         TypeError: ``peft`` does not have the method, or stores a layer kind differently.
-        OSError: the folder cannot be written; what lay there is then as it was.
     """
     names = getattr(adapted.method, "peft", None)
     if names is None:
@@ -100,17 +100,14 @@ def save_peft(adapted: Any, folder: Any) -> None:
     }
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    packed = {k: v.detach().contiguous().cpu() for k, v in tensors.items()}
-
-    def both(config_file: Path) -> None:
-        """Write the configuration, then the tensors beside theirs: only then does either move."""
-        config_file.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
-        write_beside(
-            folder / "adapter_model.safetensors",
-            lambda file: save_file(packed, file, metadata={"format": "pt"}),
-        )
-
-    write_beside(folder / "adapter_config.json", both)
+    with tempfile.TemporaryDirectory(dir=folder) as beside:
+        model_file = Path(beside) / "adapter_model.safetensors"
+        packed = {k: v.detach().contiguous().cpu() for k, v in tensors.items()}
+        save_file(packed, model_file, metadata={"format": "pt"})
+        config_file = Path(beside) / "adapter_config.json"
+        config_file.write_text(json.dumps(config, indent=2, sort_keys=True))
+        for file in (model_file, config_file):
+            os.replace(file, folder / file.name)
 
 
 def _target_modules(adapted: Any) -> list[str] | str:
