@@ -13,7 +13,7 @@ pytest.importorskip("sphinx", reason="the extra book is not installed")
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "book" / "_ext"))
 
-from motion_book import findings  # noqa: E402
+from motion_book import findings, times  # noqa: E402
 
 from tests.book.ledger_toy import judged  # noqa: E402
 from toolkit.core.evidence.table import found_text, verdict_html  # noqa: E402
@@ -82,3 +82,19 @@ def test_the_first_page_shows_findings_that_exist():
     shown = [tuple(line.split()[:2]) for line in lines if line]
     assert shown
     assert set(shown) <= known
+
+
+def test_minutes_come_from_words_lines_and_figures():
+    shown = '<figure class="house-figure"></figure><p>three more words</p><script>not read</script>'
+    cells = [
+        {"cell_type": "markdown", "source": ["word " * 177]},
+        {"cell_type": "code", "source": ["a = 1\n", "b = 2"], "metadata": {}, "outputs": []},
+        {"cell_type": "code", "source": ["hidden"], "metadata": {"tags": ["hide-input"]},
+         "outputs": [{"data": {"text/html": [shown]}}]},
+        {"cell_type": "code", "source": ["gone"], "metadata": {"tags": ["remove-cell"]}},
+    ]  # fmt: skip
+    assert times.counted({"cells": cells}) == {
+        "words": 180, "lines of code": 2, "figures": 1, "minutes": 2,
+    }  # fmt: skip
+    cells[0]["source"] = ["word " * 177 * 3]
+    assert times.counted({"cells": cells})["minutes"] == 4

@@ -11,6 +11,7 @@ write themselves.
 - :mod:`motion_book.ledger`: the directive ``claims-ledger``.
 - :mod:`motion_book.beds`: the directive ``bed-tables``.
 - :mod:`motion_book.findings`: the directive ``findings``.
+- :mod:`motion_book.times`: the directive ``reading-times``.
 - :mod:`motion_book.reference`: the directive ``module-reference``.
 """
 
@@ -39,6 +40,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
         reference,
         repository,
         tables,
+        times,
     )
 
     assets.setup(app)
@@ -50,6 +52,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     light.setup(app)
     beds.setup(app)
     findings.setup(app)
+    times.setup(app)
     reference.setup(app)
     policy.setup(app)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
