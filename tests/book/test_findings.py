@@ -98,3 +98,26 @@ def test_minutes_come_from_words_lines_and_figures():
     }  # fmt: skip
     cells[0]["source"] = ["word " * 177 * 3]
     assert times.counted({"cells": cells})["minutes"] == 4
+
+
+def test_the_readme_says_what_was_found():
+    """Each line: a claim's words, its verdict, and the effect of its deciding condition."""
+    from toolkit.core import evidence
+    from toolkit.core.evidence.table import counted_from
+    from toolkit.core.show.card import deciding
+
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    lines = text.split("<!-- findings -->")[1].split("<!-- end -->")[0].split("\n- ")[1:]
+    assert len(lines) == 3
+    known = [
+        (claim["text"], claim["verdict"],
+         found_text(deciding(claim), claim["unit"], counted_from(claim)))
+        for result in evidence.load_results(ROOT / "book" / "results")
+        for claim in result["claims"]
+        if result["scale"] == "cpu" and claim["conditions"][0].get("low") is not None
+    ]  # fmt: skip
+    for line in lines:
+        said = " ".join(line.split())
+        assert any(f"{words} *{verdict}*, {number}" in said for words, verdict, number in known), (
+            said
+        )
