@@ -172,7 +172,7 @@ def _with(functions: Any, rank: int, **own: Any) -> dict[str, Any]:
     return {name: functions[name] for name in names} | own
 
 
-ABSTRACTS = _with(lora.ABSTRACTS, 2, adalora=abstracts_adalora)
+ABSTRACTS = _with(lora.ABSTRACTS, 2, adalora=abstracts_adalora) | {"rank 8": lora.abstracts_lora}
 REVIEWS = _with(lora.REVIEWS, 1, adalora=reviews_adalora, random=reviews_adalora)
 PLANTED_ARMS: dict[str, Any] = {
     "nothing": planted_nothing,
@@ -188,7 +188,7 @@ def measure(runs: Runs, scale: Scale) -> None:
     few = scale.pick(ci=4, cpu=8, gpu=20)
     _planted(runs, scale)
     own = {"adalora": {"rank": 2}}
-    compare(runs, scale, "abstracts", ABSTRACTS, lora.arms(ABSTRACTS, (2,)) | own,
+    compare(runs, scale, "abstracts", ABSTRACTS, lora.arms(ABSTRACTS, (2, 8)) | own,
             lora.ABSTRACTS_START | {"adalora": 6.4e-2}, few)  # fmt: skip
     own = {"adalora": {"rank": 1}, "random": {"rank": 1}}
     compare(runs, scale, "reviews", REVIEWS, lora.arms(REVIEWS, (1,)) | own,
