@@ -14,6 +14,7 @@ from tests.contracts import contracts
 from tests.contracts.rooms import Case, conv1d_class
 from toolkit import LoRA, LoRAGGPO, LoRAMGPO, adapt
 from toolkit.core.train.sam import sam_step
+from toolkit.labs.lowrank import lora_ggpo as lab
 from toolkit.lowrank.lora_ggpo.cover import Cover
 from toolkit.lowrank.lora_ggpo.noise import (
     gradient_row_squares,
@@ -919,3 +920,33 @@ def test_sam_refuses_what_it_cannot_use_and_restores_after_an_error():
     calls.clear()
     sam_step([p], lambda: calls.append(1) or backward(0.0), rho=0.1)
     assert len(calls) == 1  # no direction, so no second pass
+
+
+# --- its lab -------------------------------------------------------------------------------------
+
+
+def test_the_labs_noise_of_size_0_is_its_lora():
+    ours = lab.digits_noise("ggpo", "ggpo", 0.0, 0.01, 1e-2, 0, 10)
+    plain = lab.digits_lora("lora", 1e-2, 0, 10)
+    assert {name: ours[name] for name in plain} == plain
+
+
+def test_the_labs_rows_move_by_sigma_and_random_noise_has_the_same_size_for_all():
+    shaken = lab.digits_noise("ggpo", "ggpo", 0.3, 0.0, 1e-2, 0, 10)
+    assert shaken["noise"] == pytest.approx(30, rel=1e-4)
+    assert shaken["share"] == 0
+    assert lab.digits_noise("ggpo", "ggpo", 0.3, 10.0, 1e-2, 0, 10)["share"] > 1
+
+
+def test_the_walk_starts_where_training_ended():
+    record = lab.digits_lora("lora", 1e-2, 0, 10)
+    assert record["walk"][0] == pytest.approx(record["train"], rel=1e-5)
+    assert record["sharpness"] == record["walk"][2] - record["walk"][0]
+
+
+def test_a_rebound_is_the_largest_rise_after_a_fall():
+    steep = lab.digits_lora("lora", 0.5, 0, 60)  # so high a rate that the loss jumps
+    curve = steep["curve"]
+    want = max(b - a for i, a in enumerate(curve) for b in curve[i:])
+    assert steep["rebound"] == pytest.approx(want)
+    assert want > 0
