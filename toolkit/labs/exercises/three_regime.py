@@ -20,7 +20,7 @@ def check_copies(answer):
     assert answer != 2, "Two copies tell about one network. Does the walk stop where it begins?"
     assert answer != 2 * len(COLUMN), "It need not look at all: where does the advice turn?"
     assert answer != visited, "So many networks it visits. How many copies does each need?"
-    assert answer == 2 * visited, "Go hotter until a network is connected, and count its copies too."
+    assert answer == 2 * visited, "Go hotter until a network is connected. Count its copies too."
     return "the walk stops at the first connected network."
 
 
