@@ -39,7 +39,7 @@ SHARES = tuple(range(0, 101, 10))
 """Parts of a run, in per cent, at which ranks are written down."""
 STARTS = {"zero core": "zero_core", "main file": "identity", "single": "gaussian", "dead": ""}
 """How the author's files start: see :func:`first_steps`."""
-GROWTHS = {
+GROWTHS: dict[str, dict[str, Any]] = {
     "fixed scale": {},
     "current rank": {"rescale": "rank"},
     "main file": {"init": "identity", "rescale": "constant"},
@@ -151,7 +151,7 @@ def planted_grown(arm: str, budget: int, rate: float, seed: int, steps: int) -> 
     target = budget // LAYERS
     method = grown(steps, target, 10 * (1 + (target == 2)), block=1)
     if arm == "exponential":
-        method = replace(method, growth=arm)
+        method = replace(method, growth="exponential")
     if arm == "square":
         method = SquareCore(**vars(method))
     if arm == "everywhere":
@@ -253,7 +253,7 @@ def measure(runs: Runs, scale: Scale) -> None:
     seeds = [seed for block in two_blocks(few) for seed in block]
     some = {"rate": [rate], "seed": seeds[: scale.pick(ci=1, cpu=8, gpu=20)]}
     short = some | {"steps": [scale.pick(ci=20, cpu=100, gpu=100)]}
-    runs.table("first steps", first_steps, grid(start=list(STARTS), **short))
+    runs.table("first steps", first_steps, grid(start=list(STARTS), **short | {"rate": [1e-2]}))
     runs.table("thrown", thrown, grid(file=list(GROWTHS), **short))
     runs.table("no brake", planted_grown, grid(
         arm=["no brake"], budget=[10], steps=[steps["steps"]], **some
@@ -268,7 +268,7 @@ def measure(runs: Runs, scale: Scale) -> None:
 
 def _planted(runs: Runs, scale: Scale, name: str, functions: Any, size: Any) -> float:
     """One budget on planted ranks; returns the rate of growth by the score."""
-    blocks = two_blocks(scale.pick(ci=2, cpu=20, gpu=20))
+    blocks = two_blocks(scale.pick(ci=4, cpu=20, gpu=20))
     seeds = [seed for block in blocks for seed in block]
     arms = {arm: dict(size) for arm in functions if arm != "nothing"}
     arms |= {"full": {"steps": size["steps"]}} if "full" in arms else {}
@@ -404,7 +404,13 @@ def facts(found: Found) -> list[Fact]:
     sizes = [m + n for m, n in itertools.pairwise(WIDTHS)]
     formula = sum(4 * size + 2 * (1 * 1 + 1 * 2 + 2 * 4) for size in sizes)
     trained = sum(p.numel() for p in adapted.parameters())
-    plan = {"block": 8, "growth": "linear", "warmup": 0, "interval": 10, "total_steps": 100}
+    plan: dict[str, Any] = {
+        "block": 8,
+        "growth": "linear",
+        "warmup": 0,
+        "interval": 10,
+        "total_steps": 100,
+    }
     past = planned(12, 51, 12, overshoot=True, **plan)[-1]
     return [
         Fact("budget", "Every run that grew to ten ranks ended with exactly ten.", totals == {10},
