@@ -247,12 +247,12 @@ TWENTY |= dict.fromkeys(("triadaptlora", "lot", "exponential"), planted_grown)
 def measure(runs: Runs, scale: Scale) -> None:
     """Every run of the lab: first each search for rates, then the runs that are reported."""
     few = scale.pick(ci=4, cpu=8, gpu=20)
-    steps = {"steps": scale.pick(ci=22, cpu=240, gpu=240)}
+    steps = {"steps": scale.pick(ci=12, cpu=240, gpu=240)}
     rate = _planted(runs, scale, "ten ranks", TEN, {"budget": 10} | steps)
     _planted(runs, scale, "twenty ranks", TWENTY, {"budget": 20} | steps)
     seeds = [seed for block in two_blocks(few) for seed in block]
     some = {"rate": [rate], "seed": seeds[: scale.pick(ci=1, cpu=8, gpu=20)]}
-    short = some | {"steps": [scale.pick(ci=20, cpu=100, gpu=100)]}
+    short = some | {"steps": [scale.pick(ci=10, cpu=100, gpu=100)]}
     runs.table("first steps", first_steps, grid(start=list(STARTS), **short | {"rate": [1e-2]}))
     runs.table("thrown", thrown, grid(file=list(GROWTHS), **short))
     runs.table("no brake", planted_grown, grid(
