@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 
 from toolkit.core.adapt.put import adapt
+from toolkit.core.adapt.steps.growth import choose
 from toolkit.core.show import exercise
 from toolkit.labs.beds.tasks import planted_task
 from toolkit.lowrank.triadaptlora import TriAdaptLoRA
-from toolkit.lowrank.triadaptlora.layer import assemble, positions
 
 
 def _held_back(norm):
@@ -37,25 +37,24 @@ def check_brake(answer):
 
 
 @exercise.check
-def check_core(answer):
-    """``build_core(lower, upper)``: C (r, r) from blocks of L (c, rho) and of U (rho, c)."""
-    draw, widths = torch.Generator().manual_seed(0), [2, 1, 3]
-    ends = [2, 3, 6]
-    sizes = list(zip(widths, ends, strict=True))
-    lower = [torch.randn(c, e, generator=draw) for c, e in sizes]
-    upper = [torch.randn(e, c, generator=draw) for c, e in sizes]
-    kept = [block.clone() for block in lower + upper]
-    wanted = assemble(lower, upper, positions(widths))
-    got = answer(lower, upper)
-    assert torch.is_tensor(got), "Return a tensor."
-    assert tuple(got.shape) == (6, 6), "Widths 2, 1 and 3: the side is 6."
-    assert not torch.allclose(got, wanted.T), "Rows and columns are exchanged: L holds rows."
-    off = torch.block_diag(*[torch.ones(c, c) for c in widths]) == 0
-    assert not torch.allclose(got[off], wanted[off]) or torch.allclose(got, wanted), (
-        "Beside the diagonal all is right. The diagonal blocks lie in both parts: add them."
+def check_who(answer):
+    """``who_grows(before, now, blocks_before, blocks_now, M)``: the layers that grow, as a set."""
+    norms, blocks = [[6.0, 2.0, 5.0, 1.0], [10.0, 3.0, 5.5, 4.0]], [[2, 1, 2, 1], [3, 1, 2, 1]]
+
+    def truth(before, now, p, q, top):
+        measured = [torch.tensor(n) / torch.tensor(b) for n, b in ((before, p), (now, q))]
+        amounts = choose(measured[1] - measured[0], 99, 1, top, [99] * len(p)).amounts
+        return {k for k, amount in enumerate(amounts) if amount}
+
+    given = (*norms, *blocks)
+    got = answer(*given, 1)
+    assert got is not None, "There is no answer yet: return a set of layers, counted from 0."
+    assert isinstance(got, set), "Return a set of layers, counted from 0."
+    assert got == truth(*given, 1), "The norm of layer 0 rose most. But F divides it by the blocks."
+    assert answer(*given, 2) == truth(*given, 2), (
+        "Divide each norm by the blocks of its own time, then take the difference."
     )
-    assert torch.allclose(got, wanted), "On paper: in which row does the second block begin?"
-    assert torch.allclose(answer(lower[:1], upper[:1]), lower[0] + upper[0]), "One block is a core."
-    same = all(map(torch.equal, kept, lower + upper))
-    assert same, "Leave the blocks as they are."
-    return "blocks of any width find their place."
+    assert answer(*given, 4) == truth(*given, 4), "With M = 4 all four grow."
+    tied = ([1.0, 1.0, 1.0], [3.0, 2.0, 3.0], [1, 1, 1], [1, 1, 1])
+    assert answer(*tied, 1) == truth(*tied, 1), "Layers 0 and 2 tie. Who ties with the last grows."
+    return "ties included, as in the author's files."
