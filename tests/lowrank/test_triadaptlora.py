@@ -17,6 +17,7 @@ import toolkit
 from toolkit import LoRA, TriAdaptLoRA, adapt
 from toolkit.core.adapt.sites import describe
 from toolkit.core.adapt.steps.orthogonality import orthogonality
+from toolkit.labs.lowrank import triadaptlora as lab
 from toolkit.lowrank.triadaptlora.triangular import modules_to_grow, planned
 
 DOUBLE = torch.float64
@@ -914,3 +915,36 @@ def test_report_says_rank_and_blocks():
     assert (report["blocks"] == report["rank"]).all()  # blocks of width 1
     site = describe(nn.Linear(9, 8))
     assert math.isclose(METHOD.count(site), 17 + 2)
+
+
+def test_the_labs_square_core_is_a_trained_square_matrix():
+    square = lab.SquareCore(target_rank=3, block=1, orthogonality=0.0)
+    layer = adapt(nn.Sequential(nn.Linear(6, 5)), square).adapters["0"]
+    layer.grow(1)
+    layer.grow(1)
+    plain = nn.Parameter(torch.zeros(3, 3))
+    ours = torch.optim.Adam([*layer.blocks("L"), *layer.blocks("U")], lr=0.1)
+    theirs = torch.optim.Adam([plain], lr=0.1)
+    target = torch.randn(3, 3, generator=torch.Generator().manual_seed(0))
+    for _ in range(5):
+        for optimizer, core in ((ours, layer.core()), (theirs, plain)):
+            optimizer.zero_grad()
+            (core - target).square().sum().backward()
+            optimizer.step()
+    torch.testing.assert_close(layer.core(), plain)
+
+
+def test_the_lab_counts_the_planted_pieces_that_ranks_can_hold():
+    assert lab.held([2] * 5) == 50.0
+    assert lab.held([1, 5, 1, 2, 1]) == 87.5
+    assert lab.held([9, 0, 9, 0, 9]) == 0.0
+
+
+def test_the_lab_grows_by_need_and_at_once():
+    right, all_at_once = (
+        lab.planted_grown(arm, 10, 1e-2, seed=0, steps=12) for arm in ("right", "everywhere")
+    )
+    assert right["ranks"] == [1, 6, 1, 1, 1]
+    assert all_at_once["ranks"] == [2] * 5
+    assert all_at_once["path"][:5] == [1] * 5
+    assert all_at_once["path"][5:10] == [2] * 5
