@@ -38,6 +38,7 @@ def check_prune(answer):
     S = torch.tensor([4.0, 1.0, 3.0, 2.0, 5.0])
     given = lam.clone()
     got = answer(lam, S, 3)
+    assert got is not None, "There is no answer yet: return the new strengths, shape (b0,)."
     assert torch.is_tensor(got), "Return the new strengths, shape (b0,)."
     assert torch.equal(lam, given), "Leave the input as it is and return a new tensor."
     assert torch.equal(answer(lam, S, 5), lam), "With a budget for all, all stay."
