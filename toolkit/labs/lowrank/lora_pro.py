@@ -209,10 +209,11 @@ DIGITS: dict[str, Any] = {"nothing": digits_nothing, "head": digits_head, "full"
           "lora_pro 8": digits_pro, "efficient 8": digits_efficient}  # fmt: skip
 FORMS = {"zero": {"X": "zero", "like": "paper"}, "symmetric": {"X": "symmetric", "like": "paper"},
          "code": {"X": "sylvester", "like": "code"}}  # fmt: skip
-ABSTRACTS: dict[str, Any] = {"nothing": abstracts_plain, "head": abstracts_plain, "full": abstracts_plain,
-             "rank 8": abstracts_lora, "lora_pro": abstracts_pro}  # fmt: skip
-REVIEWS: dict[str, Any] = {"nothing": reviews_plain, "head": reviews_plain, "full": reviews_plain,
-           "rank 8": reviews_lora, "lora_pro": reviews_pro}  # fmt: skip
+ABSTRACTS: dict[str, Any] = {"nothing": abstracts_plain, "head": abstracts_plain,
+             "full": abstracts_plain, "rank 8": abstracts_lora,
+             "lora_pro": abstracts_pro}  # fmt: skip
+REVIEWS: dict[str, Any] = {"nothing": reviews_plain, "head": reviews_plain,
+           "full": reviews_plain, "rank 8": reviews_lora, "lora_pro": reviews_pro}  # fmt: skip
 ABSTRACTS_START = {"head": 2e-2, "full": 4e-3, "rank 8": 1.6e-2, "lora_pro": 4e-3}
 REVIEWS_START = {"head": 1.6e-2, "full": 2.5e-4, "rank 8": 4e-3, "lora_pro": 5e-4}
 """Middles of the first rates tried; those of the shared arms are LoRA's."""
