@@ -17,6 +17,7 @@ import toolkit
 from tests.contracts.contracts import CONTRACTS, check
 from tests.contracts.rooms import ROOMS, TOTAL_STEPS, Case
 from toolkit import LoRAGGPO, adapt
+from toolkit.labs.lowrank import lora_pro as lab
 from toolkit.lowrank.lora import LoRA
 from toolkit.lowrank.lora_pro import LoRAPro
 from toolkit.lowrank.lora_pro.moments import AdamAdjustment
@@ -1013,3 +1014,54 @@ def test_full_mode_leaves_frozen_tensors_alone_under_weight_decay():
     for name, p in model.named_parameters():
         if name in before:
             assert torch.equal(p, before[name])
+
+
+# --- its lab -------------------------------------------------------------------------------------
+
+
+def test_where_nothing_is_out_of_reach_the_labs_nearest_step_is_the_gradient():
+    square = lab.walk("lora_pro", 64, 2.0**-8, 0, 4)  # one layer has 64 inputs, one 96
+    thin = lab.walk("lora_pro", 2, 2.0**-8, 0, 4)
+    assert square["nearest"] > 0.85 > thin["nearest"] > thin["raw"]
+    assert len(square["along"]) == 3  # the first of four steps is left out
+
+
+def test_the_labs_nearest_step_agrees_better_than_any_length_of_loras():
+    for arm in ("lora", "lora_pro"):
+        for rank in (1, 8):
+            record = lab.walk(arm, rank, 2.0**-8, 1, 5)
+            assert record["raw"] < record["nearest"] <= 1
+
+
+def test_a_run_of_the_lab_that_overflows_counts_as_guessing(monkeypatch):
+    def overflow(*_, **__):
+        raise FloatingPointError("not finite")
+
+    monkeypatch.setattr(lab, "digits_train", overflow)
+    record = lab.digits_lora("lora 8", 8, 1.0, 0, 40)
+    assert record["overflow"]
+    assert record["test"] == 10
+    assert record["curve"] == [round(math.log(10), 4)] * 20
+
+
+def test_curves_are_means_over_twenty_stretches():
+    assert lab.binned([1.0, 2.0, 3.0]) == [1.0, 2.0, 3.0]
+    assert lab.binned([float(i // 5) for i in range(100)]) == [float(i) for i in range(20)]
+
+
+def test_the_labs_texts_are_the_beds_with_another_step():
+    ours = lab.abstracts_pro("lora_pro", 2, 1e-3, 0, "ci", "test")
+    theirs = lab.abstracts_lora("rank 2", 2, 1e-3, 0, "ci", "test")
+    assert ours.keys() == theirs.keys()
+    assert ours["trained"] == theirs["trained"]
+    assert ours["test"] != theirs["test"]
+    ours = lab.reviews_pro("lora_pro", 1, 1e-3, 0, "ci", "test")
+    theirs = lab.reviews_lora("rank 1", 1, 1e-3, 0, "ci", "test")
+    assert ours.keys() == theirs.keys()
+    assert ours["trained"] == theirs["trained"]
+
+
+def test_at_a_rate_near_0_the_labs_texts_end_where_loras_do():
+    ours = lab.abstracts_pro("lora_pro", 8, 1e-12, 0, "ci", "test")
+    theirs = lab.abstracts_lora("rank 8", 8, 1e-12, 0, "ci", "test")
+    assert ours["test"] == pytest.approx(theirs["test"], rel=1e-5)
