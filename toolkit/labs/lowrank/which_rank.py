@@ -107,14 +107,15 @@ CLAIMS = (
         "all-alike-points",
         "Nor is one more than a point better on film reviews.",
         whose="paper", unit="points", margin=1.0, than=-2.0,
-        quantity="test accuracy, LoRA minus the variant of its rank that validation prefers, from 2 "
-        "points below",
+        quantity="test accuracy, LoRA minus the variant of its rank that validation prefers, from "
+        "2 points below",
         reason="one point is what a study of nine variants calls alike",
         conditions=(Condition("rank 8", n=8, spread=1.0, support=(-98.0, 102.0), decides=True),),
     ),
     Claim(
         "placing-nats",
-        "Placing the ranks helps: the best of three methods that do ends below LoRA of the same rank.",
+        "Placing the ranks helps: the best of three methods that do ends below LoRA of the same "
+        "rank.",
         whose="paper", unit="nats per character", margin=0.02, better="less",
         quantity="log-loss on abstracts, the one of AdaLoRA, IncreLoRA and TriAdaptLoRA that "
         "validation prefers below LoRA, all of final rank 2",
@@ -125,8 +126,8 @@ CLAIMS = (
         "rank-first-nats",
         "Rank comes before variant: LoRA of rank 8 ends below the best variant of rank 2.",
         whose="ours", unit="nats per character", margin=0.05, better="less",
-        quantity="log-loss on abstracts, LoRA of rank 8 below the variant of rank 2 that validation "
-        "prefers",
+        quantity="log-loss on abstracts, LoRA of rank 8 below the variant of rank 2 that "
+        "validation prefers",
         reason="0.05 nats are five per cent of a character's probability",
         conditions=(Condition("abstracts", n=8, spread=0.01, decides=True),),
     ),
