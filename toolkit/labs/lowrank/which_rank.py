@@ -25,6 +25,7 @@ from toolkit.labs.lowrank.lora import (
     reviews_plain,
 )
 from toolkit.labs.lowrank.lora_ggpo import abstracts_ggpo, reviews_ggpo, reviews_mgpo
+from toolkit.labs.lowrank.lora_pro import abstracts_pro, reviews_pro
 from toolkit.labs.lowrank.triadaptlora import abstracts_triadaptlora, reviews_triadaptlora
 
 PLAIN = {"head": {}, "full": {}}
@@ -34,18 +35,20 @@ BEDS: dict[str, dict[str, Any]] = {
             "nothing": abstracts_plain, "head": abstracts_plain, "full": abstracts_plain,
             "rank 2": abstracts_lora, "rank 8": abstracts_lora, "adalora": abstracts_adalora,
             "increlora": abstracts_increlora, "triadaptlora": abstracts_triadaptlora,
-            "ggpo": abstracts_ggpo,
+            "ggpo": abstracts_ggpo, "lora_pro": abstracts_pro,
         },
         "arms": PLAIN | {
             "rank 2": {"rank": 2}, "rank 8": {"rank": 8}, "adalora": {"rank": 2},
             "increlora": {"target": 2}, "triadaptlora": {"target": 2}, "ggpo": {},
+            "lora_pro": {"rank": 8},
         },
         "starts": ABSTRACTS_START | {
-            "adalora": 6.4e-2, "increlora": 1.6e-2, "triadaptlora": 3.2e-2, "ggpo": 1.6e-2,
+            "adalora": 6.4e-2, "increlora": 1.6e-2, "triadaptlora": 6.4e-2, "ggpo": 1.6e-2,
+            "lora_pro": 4e-3,
         },
         "beside": {
             "adalora": "rank 2", "increlora": "rank 2", "triadaptlora": "rank 2",
-            "ggpo": "rank 8",
+            "ggpo": "rank 8", "lora_pro": "rank 8",
         },
     },
     "reviews": {
@@ -53,18 +56,20 @@ BEDS: dict[str, dict[str, Any]] = {
             "nothing": reviews_plain, "head": reviews_plain, "full": reviews_plain,
             "rank 1": reviews_lora, "rank 8": reviews_lora, "adalora": reviews_adalora,
             "increlora": reviews_increlora, "triadaptlora": reviews_triadaptlora,
-            "ggpo": reviews_ggpo, "mgpo": reviews_mgpo,
+            "ggpo": reviews_ggpo, "mgpo": reviews_mgpo, "lora_pro": reviews_pro,
         },
         "arms": PLAIN | {
             "rank 1": {"rank": 1}, "rank 8": {"rank": 8}, "adalora": {"rank": 1},
             "increlora": {"target": 8}, "triadaptlora": {"target": 8}, "ggpo": {}, "mgpo": {},
+            "lora_pro": {"rank": 8},
         },
         "starts": REVIEWS_START | {
-            "adalora": 1.6e-2, "increlora": 4e-3, "triadaptlora": 8e-3, "ggpo": 4e-3, "mgpo": 4e-3,
+            "adalora": 1.6e-2, "increlora": 4e-3, "triadaptlora": 1.6e-2, "ggpo": 4e-3, "mgpo": 4e-3,
+            "lora_pro": 5e-4,
         },
         "beside": {
             "adalora": "rank 1", "increlora": "rank 8", "triadaptlora": "rank 8",
-            "ggpo": "rank 8", "mgpo": "rank 8",
+            "ggpo": "rank 8", "mgpo": "rank 8", "lora_pro": "rank 8",
         },
     },
 }  # fmt: skip
