@@ -64,8 +64,8 @@ BEDS: dict[str, dict[str, Any]] = {
             "lora_pro": {"rank": 8},
         },
         "starts": REVIEWS_START | {
-            "adalora": 1.6e-2, "increlora": 4e-3, "triadaptlora": 1.6e-2, "ggpo": 4e-3, "mgpo": 4e-3,
-            "lora_pro": 5e-4,
+            "adalora": 1.6e-2, "increlora": 4e-3, "triadaptlora": 1.6e-2, "ggpo": 4e-3,
+            "mgpo": 4e-3, "lora_pro": 5e-4,
         },
         "beside": {
             "adalora": "rank 1", "increlora": "rank 8", "triadaptlora": "rank 8",
