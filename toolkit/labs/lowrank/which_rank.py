@@ -187,7 +187,7 @@ def measure(runs: Runs, scale: Scale) -> None:
     """Every run of the page: on texts as the methods' labs ask for them."""
     for name, bed in BEDS.items():
         compare(runs, scale, name, bed["functions"], bed["arms"], bed["starts"],
-                scale.pick(ci=2, cpu=8, gpu=20))  # fmt: skip
+                scale.pick(ci=4, cpu=8, gpu=20))  # fmt: skip
 
 
 def chosen(found: Found, name: str, among: Any) -> str:
