@@ -79,8 +79,7 @@ def claim_false_chance(claim: Mapping[str, Any]) -> float:
     """Return how likely a claim is at most to read *holds* or *direction only* by chance.
 
     That needs every condition to read so, whether or not they depend on each other; so it is at
-    most as likely as for the least likely of them. A claim of the first edition for which one
-    condition is enough takes the sum instead.
+    most as likely as for the least likely of them.
 
     Args:
         claim: A judged claim, as recorded.
@@ -88,8 +87,7 @@ def claim_false_chance(claim: Mapping[str, Any]) -> float:
     parts = _judged_parts(claim)
     if not parts:
         return 0.0
-    chances = [false_chance(sd, n, margin) for sd, n, margin in parts]
-    return min(1.0, sum(chances)) if claim.get("need") == "any" else min(chances)
+    return min(false_chance(sd, n, margin) for sd, n, margin in parts)
 
 
 def claim_missed_chance(claim: Mapping[str, Any]) -> float:
