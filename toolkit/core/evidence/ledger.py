@@ -68,10 +68,9 @@ def _judged_parts(claim: Mapping[str, Any]) -> list[tuple[float, int, float]] | 
     """Spread, repeats and margin of each condition; None if one of them cannot be told."""
     parts = []
     for part in claim["conditions"]:
-        margin = part.get("margin", claim["margin"])
-        if part["verdict"] == NOT_TESTABLE or not part["sd"] or not margin:
+        if part["verdict"] == NOT_TESTABLE or not part["sd"]:
             return None
-        parts.append((part["sd"], part["n"], margin))
+        parts.append((part["sd"], part["n"], claim["margin"]))
     return parts
 
 
