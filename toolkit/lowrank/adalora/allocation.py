@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from toolkit.core.adapt.steps.budget import budget
 from toolkit.core.adapt.steps.importance import smooth
-from toolkit.core.adapt.steps.ranks import RankController, Scorer
+from toolkit.core.adapt.steps.ranks import RankController
 
 MOST = 1000  # records of a run; of more allocations every so many are kept, and the last
 
@@ -24,35 +24,24 @@ class AllocationController(RankController):
     decision, has one.
 
     Args:
-        method: the hyperparameters.
-        layers: layer name -> its triplets.
-        optimizer: what steps.
-        total_steps: optimizer steps of the run.
-        scorer: replaces the score: called with the controller, returns one (r,) tensor per layer.
-            For controls such as random or planted allocations.
-        penalty: where the penalty acts, "step" or "loss": see
-            :class:`~toolkit.core.adapt.steps.orthogonality.PenalisedController`.
+        method, layers, where: the hyperparameters, the triplets by layer name, and the optimizer
+            and number of steps of the base class.
+        options: ``scorer``, which returns one (r,) tensor per layer, and ``penalty``: see there.
 
     Raises:
         ValueError: ``total_steps`` missing or too short for the schedule, or a target above b0.
     """
 
     def __init__(
-        self,
-        method: Any,
-        layers: Mapping[str, nn.Module],
-        optimizer: torch.optim.Optimizer,
-        total_steps: int | None,
-        scorer: Scorer | None = None,
-        penalty: str = "step",
+        self, method: Any, layers: Mapping[str, nn.Module], *where: Any, **options: Any
     ):
-        widths = [layer.E.shape[0] for layer in layers.values()]
-        super().__init__(method, layers, optimizer, total_steps, scorer, penalty, widths)
+        widths = [len(layer.E) for layer in layers.values()]
+        super().__init__(method, layers, *where, widths=widths, **options)
         self.squared, self.initial = method.like == "paper", sum(widths)
         if method.warmup + method.final >= self.total_steps:
             raise ValueError(
                 f"warmup={method.warmup} and final={method.final} leave no step to shrink the "
-                f"budget in total_steps={total_steps}; lower them or train longer"
+                f"budget in total_steps={self.total_steps}; lower them or train longer"
             )
         if self.target > self.initial:
             raise ValueError(
@@ -87,13 +76,11 @@ class AllocationController(RankController):
     @torch.no_grad()
     def after_step(self) -> None:
         """Score the updated triplets, then prune if this step is one for it."""
-        prune, m = self.allocating, self.method
+        prune, t, T, m = self.allocating, self.step, self.total_steps, self.method
         # official order: scores are frozen in the final phase, so the same triplets stay pruned
-        if self.step < self.total_steps - m.final:
+        if t < T - m.final:
             self.update_scores()
-        self.budget = budget(
-            self.step, self.initial, self.target, m.warmup, m.final, self.total_steps
-        )
+        self.budget = budget(t, self.initial, self.target, m.warmup, m.final, T)
         if prune:
             self.prune(self.budget)
         super().after_step()

@@ -32,7 +32,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 
 from toolkit.core.adapt.lowrank import LowRankMethod
-from toolkit.core.adapt.model import Adapted
+from toolkit.core.adapt.model import Share
 from toolkit.core.adapt.sites import KINDS, Site
 from toolkit.core.declare.fields import (
     Alpha,
@@ -104,9 +104,6 @@ class IncreLoRA(LowRankMethod):
             up.
         overshoot: let ties and growth > 1 pass the budget. Source: official code; the default meets
             it exactly.
-
-    Raises:
-        TypeError, ValueError: a hyperparameter of the wrong type or outside its range.
     """
 
     rank: Rank = 1
@@ -173,7 +170,5 @@ class IncreLoRA(LowRankMethod):
         spare = min(self.growth, room) if self.advance else 0
         return (self.rank + spare) * (site.rows + site.cols) + self.rank
 
-    def controller(
-        self, adapted: Adapted, optimizer: torch.optim.Optimizer, total_steps: int | None, **options
-    ) -> IncrementController:
-        return IncrementController(self, adapted.adapters, optimizer, total_steps, **options)
+    def controller(self, share: Share, *where: Any, **options: Any) -> IncrementController:
+        return IncrementController(self, share.adapters, *where, **options)
