@@ -76,11 +76,13 @@ class AllocationController(RankController):
     @torch.no_grad()
     def after_step(self) -> None:
         """Score the updated triplets, then prune if this step is one for it."""
-        prune, t, T, m = self.allocating, self.step, self.total_steps, self.method
+        prune, m = self.allocating, self.method
         # official order: scores are frozen in the final phase, so the same triplets stay pruned
-        if t < T - m.final:
+        if self.step < self.total_steps - m.final:
             self.update_scores()
-        self.budget = budget(t, self.initial, self.target, m.warmup, m.final, T)
+        self.budget = budget(
+            self.step, self.initial, self.target, m.warmup, m.final, self.total_steps
+        )
         if prune:
             self.prune(self.budget)
         super().after_step()
