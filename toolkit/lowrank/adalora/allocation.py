@@ -32,11 +32,9 @@ class AllocationController(RankController):
         ValueError: ``total_steps`` missing or too short for the schedule, or a target above b0.
     """
 
-    def __init__(
-        self, method: Any, layers: Mapping[str, nn.Module], *where: Any, **options: Any
-    ):
+    def __init__(self, method: Any, layers: Mapping[str, nn.Module], *where: Any, **options: Any):
         widths = [len(layer.E) for layer in layers.values()]
-        super().__init__(method, layers, *where, widths=widths, **options)
+        super().__init__(method, layers, *where, **options | {"widths": widths})
         self.squared, self.initial = method.like == "paper", sum(widths)
         if method.warmup + method.final >= self.total_steps:
             raise ValueError(

@@ -31,8 +31,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 
+from toolkit.core.adapt import model
 from toolkit.core.adapt.lowrank import LowRankMethod
-from toolkit.core.adapt.model import Share
 from toolkit.core.adapt.sites import KINDS, Site
 from toolkit.core.declare.fields import (
     Alpha,
@@ -170,5 +170,5 @@ class IncreLoRA(LowRankMethod):
         spare = min(self.growth, room) if self.advance else 0
         return (self.rank + spare) * (site.rows + site.cols) + self.rank
 
-    def controller(self, share: Share, *where: Any, **options: Any) -> IncrementController:
+    def controller(self, share: model.Share, *where: Any, **options: Any) -> IncrementController:
         return IncrementController(self, share.adapters, *where, **options)
