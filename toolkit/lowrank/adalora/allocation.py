@@ -23,10 +23,7 @@ class AllocationController(RankController):
     The history has a record per allocation, at most about 1000; the final phase, which repeats one
     decision, has one.
 
-    Args:
-        method, layers, where: the hyperparameters, the triplets by layer name, and the optimizer
-            and number of steps of the base class.
-        options: ``scorer``, which returns one (r,) tensor per layer, and ``penalty``: see there.
+    Arguments and options are the base class's; ``scorer`` returns one (r,) tensor per layer.
 
     Raises:
         ValueError: ``total_steps`` missing or too short for the schedule, or a target above b0.

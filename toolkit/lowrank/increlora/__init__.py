@@ -60,9 +60,8 @@ class IncreLoRA(LowRankMethod):
     of layers, or ``total_rank``. Call ``adapted.attach(optimizer, total_steps=T)`` before a
     scheduler is built: attach reserves the parameter groups that growth will fill. With ``restart``
     their learning rate warms up anew and then falls linearly to 0 at T, which suits a schedule that
-    also falls linearly; with another one use ``restart=False``.
-
-    The penalty acts after gradient clipping, unless attached with ``penalty="loss"``.
+    also falls linearly; with another one use ``restart=False``. The penalty acts after gradient
+    clipping, unless attached with ``penalty="loss"``.
 
     The score needs the model in training mode. It is exact, also for layers that a step calls more
     than once in the sense that the scores of the calls add up; with ``dropout`` it is taken at the

@@ -99,15 +99,10 @@ class TriAdaptLoRALayer(LowRankLayer):
     def grow(
         self, amount: int, draws: Mapping[str, Tensor] | None = None
     ) -> dict[str, nn.Parameter]:
-        """Add one block; with the default start B C A stays what it was.
+        """Add one block of width ``amount``; with the default start B C A stays what it was.
 
-        Args:
-            amount: c, ranks to add.
-            draws: tensors to take instead of the start's own, by letter: A (c, n), B (m, c),
-                L (c, rho), U (rho, c), rho being the rank afterwards.
-
-        Returns:
-            The four new tensors by name, such as A1, B1, L1, U1.
+        ``draws`` are taken instead of the start's own, by letter, of the shapes that :meth:`shapes`
+        tells. Returns the four new tensors by name, such as A1, B1, L1, U1.
 
         Raises:
             ValueError: the rank would pass min(m, n), or a draw has another shape.

@@ -46,12 +46,9 @@ def planned(
     total_steps: int,
     overshoot: bool = False,
 ) -> list[int]:
-    """Ranks in all after each step, if no scores tie and no layer is full.
+    """Ranks in all after each step, if no scores tie and no layer of the ``count`` is full.
 
-    Args:
-        start, target: ranks in all at the start and at the end.
-        count: modules N.
-        block, growth, warmup, interval, total_steps, overshoot: as in ``TriAdaptLoRA``.
+    ``start`` and ``target`` are ranks in all; the others are as in ``TriAdaptLoRA``.
     """
     totals, total = [], start
     for t in range(total_steps):
