@@ -113,10 +113,12 @@ def test_map_lists_the_catalogue_and_links_its_chapters(browser, toy):
         seen.page.wait_for_url(f"**/{CHAPTER}")
 
 
-def test_colab_button_follows_the_repository_address(browser, toy):
+def test_launch_buttons_follow_the_repository_address(browser, toy):
     with visit(browser, toy, CHAPTER) as seen:
-        found = seen.page.locator("a[href*='colab.research']").first.get_attribute("href")
-        assert found.endswith("/blob/main/book/notebooks/lowrank/lora.ipynb")
+        for host, place in (("colab.research", "/blob/main/"), ("mybinder.org", "/main?urlpath=")):
+            found = seen.page.locator(f"a[href*='{host}']").first.get_attribute("href")
+            assert place in found
+            assert found.endswith("book/notebooks/lowrank/lora.ipynb")
 
 
 def test_solution_boxes_open(browser, toy):

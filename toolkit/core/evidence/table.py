@@ -12,7 +12,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from toolkit.core.evidence.intervals import Interval
-from toolkit.core.evidence.rules import UNSAID
 from toolkit.core.evidence.verdicts import UNSTABLE, decided
 
 LOOK = {
@@ -33,7 +32,6 @@ OWNERS = {
     "paper": "the paper",
     "code": "the published code",
     "ours": "our own question",
-    UNSAID: "not stated",
 }
 DECIDES = "◆"
 COLUMNS = ("Claim", "Whose", "Where", "Ours", "Margin", "Verdict")
@@ -113,8 +111,6 @@ def _remarks(part: Mapping[str, Any]) -> Iterable[str]:
         yield f"against the best of {best['of']} fixed values, {best['value']}{edge}"
     if len(set(filter(decided, part["blocks"]))) > 1:
         yield "blocks of seeds alone: " + ", ".join(part["blocks"])
-    if part.get("rule_text"):
-        yield f"rule: {part['rule_text']}"
 
 
 def owner_text(claim: Mapping[str, Any]) -> str:
