@@ -87,7 +87,7 @@ class Bottleneck(nn.Module):
         generator: source of the draw.
 
     Raises:
-        ValueError: parallel to a convolution, whose input and output need not have as many positions.
+        ValueError: parallel to a convolution, whose input may have other positions than its output.
     """
 
     def __init__(
@@ -103,8 +103,8 @@ class Bottleneck(nn.Module):
         super().__init__()
         if parallel and site.kind == "conv":
             raise ValueError(
-                f"layer {site.name!r}: beside a convolution the input may have other positions than "
-                "the output, so it cannot be read in its place; use parallel=False"
+                f"layer {site.name!r}: the input of a convolution may have other positions than "
+                "its output, so it cannot be read in that one's place; use parallel=False"
             )
         self.site, self.parallel, self.scale, self.act = site, parallel, scale, act
         m = site.rows
@@ -123,9 +123,9 @@ class Bottleneck(nn.Module):
                 z = z.movedim(axis, -1)
             if isinstance(z, Tensor) and z.shape[-1] != self.down.shape[1]:
                 raise RuntimeError(
-                    f"module {self.site.name!r} has {z.shape[-1]} features on its last axis, where "
-                    f"{self.down.shape[1]} were told by its first norm or matrix; a bottleneck acts "
-                    "on the last axis, so name a module that has its features there"
+                    f"module {self.site.name!r} has {z.shape[-1]} features on its last axis, but "
+                    f"{self.down.shape[1]} by its first norm or matrix; a bottleneck acts on the "
+                    "last axis, so name a module that has its features there"
                 )
             hidden = self.act(F.linear(z.to(self.down.dtype), self.down, self.down_bias))
             more = self.scale * F.linear(hidden, self.up, self.up_bias).to(y.dtype)

@@ -114,8 +114,8 @@ def apply(
         args, kwargs: what the layer was called with.
         passed: is told the base, what went into the plain map and what came out of it.
     """
-    if site.kind == "conv" and not len(A):  # compaction left no triplet, and no kernel to run
-        return base(*args, **kwargs)
+    if site.kind == "conv" and isinstance(A, Tensor) and not len(A):
+        return base(*args, **kwargs)  # compaction left no kernel to run
     if is_hooked(base):
         return _inside_hooks(base, site, A, B, s, drop, args, kwargs, passed)
     x = args[0] if len(args) == 1 and not kwargs else _only_input(base, site, args, kwargs)

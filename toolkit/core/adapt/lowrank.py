@@ -18,8 +18,18 @@ from toolkit.core.declare.fields import Declared
 
 
 def merged(base: nn.Module, site: Site, A: Tensor, B: Tensor, s: float) -> dict[str, Tensor]:
-    """The weight W + s B A in the layer's own layout and dtype, computed in the factors' dtype."""
+    """The weight W + s B A in the layer's own layout and dtype, computed in the factors' dtype.
+
+    Raises:
+        RuntimeError: the layer no longer holds a weight of the shape it was adapted with.
+    """
     weight = frozen(base, site.parameter, site.name)
+    if weight.shape != site.shape:
+        raise RuntimeError(
+            f"layer {site.name!r} was adapted with a weight of shape {site.shape}, which is "
+            f"{tuple(weight.shape)} now (resized, perhaps through a tied embedding); resize before "
+            "adapting"
+        )
     delta = site.to_weight(s * (B @ A))
     new = (weight.to(delta.dtype) + delta).to(weight.dtype)
     return {site.parameter: with_padding(base, site, new)}
@@ -113,15 +123,11 @@ class LowRankLayer(nn.Module):
             s, passed = self.scale, self.passed
             try:
                 return apply(base, self.site, right, left, s, drop, args, kwargs, passed)
-            except (IndexError, RuntimeError) as error:
+            except (IndexError, RuntimeError):
                 weight = base._parameters.get(self.site.parameter)
-                if weight is None or tuple(weight.shape) == self.site.shape:
-                    raise
-                raise RuntimeError(
-                    f"layer {self.site.name!r} was adapted with a weight of shape "
-                    f"{self.site.shape}, which is {tuple(weight.shape)} now (resized, perhaps "
-                    "through a tied embedding); resize before adapting"
-                ) from error
+                if weight is None or weight.shape != self.site.shape:
+                    self.merged(base)  # whose message names the layer
+                raise
         if drop:
             raise ValueError(
                 f"dropout={drop} cannot act on {self.site.kind} layer {self.site.name!r} "
