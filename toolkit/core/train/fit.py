@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from toolkit.core.adapt.put import adapt
-from toolkit.core.adapt.trained import trained_beside
+from toolkit.core.adapt.put import adapt, trained_beside
 from toolkit.core.seeds import generator
 
 
