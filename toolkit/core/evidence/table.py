@@ -128,9 +128,6 @@ def where_text(claim: Mapping[str, Any]) -> str:
 
 def margin_text(claim: Mapping[str, Any]) -> str:
     """Return a claim's margin with its unit."""
-    if claim["margin"] is None:
-        margins = {part.get("margin") for part in claim["conditions"]}
-        return "differs" if len(margins) > 1 else "none declared"
     first, *rest = claim["unit"].split(" ")
     if claim["margin"] == 1 and len(first) > 3 and first.endswith("s") and first[-2] not in "se":
         first = first[:-1]  # 1 point, 1 nat per character
@@ -147,7 +144,7 @@ def marks(claim: Mapping[str, Any]) -> list[str]:
 
 def claim_cells(claim: Mapping[str, Any]) -> dict[str, str]:
     """Return one claim as HTML by column."""
-    beside = (claim.get("quantity"), claim.get("note"), *marks(claim))
+    beside = (claim["quantity"], *marks(claim))
     text = _escape(claim["text"]) + _small(*beside)
     ours = []
     for line, remarks in found_lines(claim):

@@ -8,6 +8,7 @@ transformer that reads upright digits. Each variant is compared with LoRA at one
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from toolkit.core.evidence import Claim, Condition, Fact, Measured
@@ -273,13 +274,18 @@ def judge(found: Found) -> dict[str, dict[str, Measured]]:
     def nats(ours: str, theirs: str) -> Measured:
         return paired(found, "abstracts", "test", ours, theirs)
 
+    def above(ours: str, theirs: str) -> Measured:
+        """The same where a larger loss speaks for the claim: then nothing must lie above full."""
+        made = nats(ours, theirs)
+        return replace(made, control=made.nothing, nothing=made.control)
+
     two, eight = at("abstracts", "rank 2"), at("abstracts", "rank 8")
     alike = {
         rank: paired(found, "images", "test_accuracy", rank, at("images", rank))
         for rank in ("rank 2", "rank 8")
     }
     return {
-        "all-alike-nats": {"rank 2": nats(two, "rank 2"), "rank 8": nats(eight, "rank 8")},
+        "all-alike-nats": {"rank 2": above(two, "rank 2"), "rank 8": above(eight, "rank 8")},
         "all-alike-points": {
             "rank 8": paired(found, "reviews", "test_accuracy", "rank 8", at("reviews", "rank 8"))
         },
