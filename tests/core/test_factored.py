@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from toolkit import LoRA, adapt
-from toolkit.core.adapt.lowrank import _LowRankLinear
+from toolkit.core.adapt.factored import _LowRankLinear
 
 M, N, R = 5, 7, 3
 

@@ -145,6 +145,9 @@ def test_weights_tied_again_change_nothing_and_a_resized_one_is_named(tmp_path):
     model.head.base.weight = nn.Parameter(torch.zeros(11, 6))
     with pytest.raises(RuntimeError, match=r"'head'.*\(9, 6\).*\(11, 6\)"):
         adapted.save(tmp_path / "a")
+    for use in (lambda: model(torch.tensor([[1, 2]])), lambda: model.head.weight):
+        with pytest.raises(RuntimeError, match=r"'head'.*\(9, 6\).*\(11, 6\).*resize before"):
+            use()
 
 
 def test_a_model_without_memory_is_refused_by_load(tmp_path):

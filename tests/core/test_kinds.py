@@ -123,6 +123,35 @@ def test_numbers_trained_are_those_of_the_formula(key):
         assert counted == adapted.method.count(placed.site)
 
 
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [(nn.Conv2d(2, 5, 3, stride=2), (3, 2, 7, 7)), (nn.Conv1d(4, 6, 3, groups=2), (4, 9))],
+)
+def test_a_bottleneck_acts_on_the_channels_of_a_convolution(layer, shape):
+    model, x = nn.Sequential(copy.deepcopy(layer)), torch.rand(shape)
+    base, method = model(x).detach(), Houlsby(width=3, act="relu", scale=2.0)
+    adapted = adapt(model, method, "0", generator=seeded())
+    assert torch.equal(model(x), base)
+    assert sum(p.numel() for p in adapted.parameters()) == method.count(adapted.sites["0"].site)
+    one = adapted.adapters["0"]
+    with torch.no_grad():
+        for p in adapted.parameters():
+            p.normal_(generator=seeded())
+    y = base.movedim(1 - len(layer.weight.shape), -1)
+    more = (y @ one.down.T + one.down_bias).relu() @ one.up.T + one.up_bias
+    want = (y + 2.0 * more).movedim(-1, 1 - len(layer.weight.shape))
+    torch.testing.assert_close(model(x), want)
+
+
+def test_a_bottleneck_that_would_read_other_positions_or_features_is_refused_by_name():
+    model = nn.Sequential(nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU()))
+    with pytest.raises(ValueError, match=r"'0\.0'.*parallel=False"):
+        adapt(model, Houlsby(parallel=True), "0.0")
+    adapt(model, Houlsby(), lambda name, _: name == "0")
+    with pytest.raises(RuntimeError, match="module '0' has 4 features on its last axis"):
+        model(torch.rand(1, 2, 6, 6))
+
+
 def test_dora_is_its_equation():
     layer = nn.Linear(5, 4)
     adapted = adapt(nn.Sequential(layer), DoRA(rank=2, alpha=4.0), generator=seeded())

@@ -265,3 +265,21 @@ def test_a_tied_head_of_a_folder_is_one_thing_or_refused(trained, tmp_path):
         adapted = load_peft(model, tmp_path)
         assert not adapted.extra
         assert gaps(theirs, model, tokens()) < 1e-6
+
+
+def test_a_peft_folder_that_cannot_be_written_stays_as_it_was(tmp_path, monkeypatch):
+    from toolkit.core.adapt import peft as folders
+
+    adapted = adapt(torch.nn.Sequential(torch.nn.Linear(4, 3)), LoRA(rank=2))
+    folders.save_peft(adapted, tmp_path)
+    old = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+
+    def full(tensors, file, metadata=None):
+        file.write_bytes(b"half")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(folders, "save_file", full)
+    other = adapt(torch.nn.Sequential(torch.nn.Linear(4, 3)), LoRA(rank=1))
+    with pytest.raises(OSError, match="no space"):
+        folders.save_peft(other, tmp_path)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == old

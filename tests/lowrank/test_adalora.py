@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from itertools import pairwise
 
@@ -138,6 +139,29 @@ def test_compact_of_a_layer_without_triplets_leaves_the_base():
     assert adapted.adapters["2"].P.shape == (6, 0)
     x = torch.randn(3, 5, dtype=torch.float64)
     torch.testing.assert_close(adapted(x), base(x))
+
+
+@pytest.mark.parametrize("hooked", [False, True])
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Conv2d(2, 3, 3, stride=2), (2, 2, 6, 6)),
+        (nn.Conv1d(4, 6, 3, groups=2), (4, 9)),
+        (nn.Linear(4, 5), (3, 4)),
+    ],
+)
+def test_a_layer_that_lost_all_triplets_runs_as_its_base(layer, shape, hooked, tmp_path):
+    model, x = nn.Sequential(copy.deepcopy(layer)), torch.rand(shape)
+    base, plain = model(x), copy.deepcopy(model)
+    adapted = adapt(model, AdaLoRA(rank=2, target_rank=1), "0")
+    adapted.adapters["0"].compact()
+    adapted.calm()
+    adapted.save(tmp_path / "none.safetensors")
+    assert torch.equal(toolkit.load(plain, tmp_path / "none.safetensors")(x), base)
+    if hooked:
+        model[0].base.register_forward_hook(lambda *_: None)
+    assert torch.equal(model(x), base)
+    torch.testing.assert_close(adapted.merge()(x), base)
 
 
 def test_a_compacted_adapter_is_saved_and_loaded(tmp_path):

@@ -18,8 +18,8 @@ from torch.func import functional_call
 import toolkit
 from toolkit import IncreLoRA, adapt
 from toolkit.core.adapt.sites import describe
+from toolkit.core.adapt.weight_gradient import weight_gradient
 from toolkit.labs.beds import tasks as beds
-from toolkit.lowrank.increlora.score import weight_gradient
 
 DOUBLE = torch.float64
 

@@ -13,9 +13,9 @@ import toolkit
 from tests.contracts import contracts
 from tests.contracts.rooms import Case, conv1d_class
 from toolkit import LoRA, LoRAGGPO, LoRAMGPO, adapt
+from toolkit.core.adapt.cover import Cover
 from toolkit.core.train.sam import sam_step
 from toolkit.labs.lowrank import lora_ggpo as lab
-from toolkit.lowrank.lora_ggpo.cover import Cover
 from toolkit.lowrank.lora_ggpo.noise import (
     gradient_row_squares,
     noise_std,

@@ -41,9 +41,6 @@ class LoRA(LowRankMethod):
         dropout: dropout on the input of the low-rank branch. Source: official code, default 0.
         rank_stabilised: divide alpha by sqrt(r) instead of r (rsLoRA). Source: rsLoRA, arXiv
             2312.03732.
-
-    Raises:
-        TypeError, ValueError: a hyperparameter of the wrong type or outside its range.
     """
 
     rank: Rank = 4

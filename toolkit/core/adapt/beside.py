@@ -74,7 +74,8 @@ class Bottleneck(nn.Module):
     """A small network of one hidden layer beside one site, with its own input and output maps.
 
     ``down`` (h, m) is drawn from a normal law, ``up`` (m, h) starts at 0, so the model starts as
-    its base.
+    its base. It acts on the features of each position: on axis 1 beside a convolution, on the last
+    axis otherwise.
 
     Args:
         site: where.
@@ -84,6 +85,9 @@ class Bottleneck(nn.Module):
         scale: s, factor of what is added.
         std: standard deviation of the start of ``down``.
         generator: source of the draw.
+
+    Raises:
+        ValueError: parallel to a convolution, whose input may have other positions than its output.
     """
 
     def __init__(
@@ -97,6 +101,11 @@ class Bottleneck(nn.Module):
         generator: torch.Generator | None = None,
     ):
         super().__init__()
+        if parallel and site.kind == "conv":
+            raise ValueError(
+                f"layer {site.name!r}: the input of a convolution may have other positions than "
+                "its output, so it cannot be read in that one's place; use parallel=False"
+            )
         self.site, self.parallel, self.scale, self.act = site, parallel, scale, act
         m = site.rows
         n = (site.cols or m) if parallel else m
@@ -106,10 +115,21 @@ class Bottleneck(nn.Module):
         self.up_bias = nn.Parameter(torch.zeros(m, dtype=site.dtype, device=site.device))
 
     def forward(self, base: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        axis = 1 - len(self.site.shape) if self.site.kind == "conv" else -1
+
         def added(y: Tensor) -> Tensor:
             z = first_input(self.site.name, args, kwargs) if self.parallel else y
+            if axis != -1:
+                z = z.movedim(axis, -1)
+            if isinstance(z, Tensor) and z.shape[-1] != self.down.shape[1]:
+                raise RuntimeError(
+                    f"module {self.site.name!r} has {z.shape[-1]} features on its last axis, but "
+                    f"{self.down.shape[1]} by its first norm or matrix; a bottleneck acts on the "
+                    "last axis, so name a module that has its features there"
+                )
             hidden = self.act(F.linear(z.to(self.down.dtype), self.down, self.down_bias))
-            return y + self.scale * F.linear(hidden, self.up, self.up_bias).to(y.dtype)
+            more = self.scale * F.linear(hidden, self.up, self.up_bias).to(y.dtype)
+            return y + (more if axis == -1 else more.movedim(-1, axis))
 
         return on_tensor(base(*args, **kwargs), added)
 

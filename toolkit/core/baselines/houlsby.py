@@ -30,7 +30,8 @@ class Houlsby(Declared):
     Args:
         width: hidden units h. Source: paper, 8 to 256.
         act: nonlinearity. Source: paper, GELU in its code.
-        parallel: read the layer's input instead of its output. Source: arXiv 2110.04366.
+        parallel: read the layer's input instead of its output; not beside convolutions. Source:
+            arXiv 2110.04366.
         scale: factor of what is added. Source: arXiv 2110.04366, 1 to 4.
     """
 
@@ -52,7 +53,7 @@ class Houlsby(Declared):
         inference="two small products per layer",
         colour="#6F9E6F",
         mergeable=False,
-        kinds=("linear", "hf_conv1d", "module"),
+        kinds=("linear", "hf_conv1d", "conv", "module"),
     )
 
     def build(self, site: Site, generator: torch.Generator | None = None) -> Bottleneck:

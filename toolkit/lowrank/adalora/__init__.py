@@ -17,13 +17,13 @@ Source: Zhang et al., *Adaptive Budget Allocation for Parameter-Efficient Fine-T
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from toolkit.core.adapt.lowrank import LowRankLayer, LowRankMethod
-from toolkit.core.adapt.model import Adapted
+from toolkit.core.adapt.model import Share
 from toolkit.core.adapt.peft import PeftNames
 from toolkit.core.adapt.sites import KINDS, Site, normal
 from toolkit.core.declare.fields import (
@@ -72,8 +72,7 @@ class AdaLoRA(LowRankMethod):
         score: importance of a triplet. Source: paper, section 3.2 and table 4.
 
     Raises:
-        TypeError, ValueError: a hyperparameter of the wrong type or outside its range, or a target
-            above the initial rank.
+        ValueError: a target above the initial rank.
     """
 
     rank: Rank = 12
@@ -144,10 +143,8 @@ class AdaLoRA(LowRankMethod):
         """r0 (m + n + 1) numbers for a layer of shape (m, n)."""
         return self.rank * (site.rows + site.cols + 1)
 
-    def controller(
-        self, adapted: Adapted, optimizer: torch.optim.Optimizer, total_steps: int | None, **options
-    ) -> AllocationController:
-        return AllocationController(self, adapted.adapters, optimizer, total_steps, **options)
+    def controller(self, share: Share, *where: Any, **options: Any) -> AllocationController:
+        return AllocationController(self, share.adapters, *where, **options)
 
 
 class AdaLoRALayer(LowRankLayer):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from toolkit.core.adapt.steps.budget import budget
 from toolkit.core.adapt.steps.importance import smooth
-from toolkit.core.adapt.steps.ranks import RankController, Scorer
+from toolkit.core.adapt.steps.ranks import RankController
 
 MOST = 1000  # records of a run; of more allocations every so many are kept, and the last
 
@@ -23,36 +23,20 @@ class AllocationController(RankController):
     The history has a record per allocation, at most about 1000; the final phase, which repeats one
     decision, has one.
 
-    Args:
-        method: the hyperparameters.
-        layers: layer name -> its triplets.
-        optimizer: what steps.
-        total_steps: optimizer steps of the run.
-        scorer: replaces the score: called with the controller, returns one (r,) tensor per layer.
-            For controls such as random or planted allocations.
-        penalty: where the penalty acts, "step" or "loss": see
-            :class:`~toolkit.core.adapt.steps.orthogonality.PenalisedController`.
+    Arguments and options are the base class's; ``scorer`` returns one (r,) tensor per layer.
 
     Raises:
         ValueError: ``total_steps`` missing or too short for the schedule, or a target above b0.
     """
 
-    def __init__(
-        self,
-        method: Any,
-        layers: Mapping[str, nn.Module],
-        optimizer: torch.optim.Optimizer,
-        total_steps: int | None,
-        scorer: Scorer | None = None,
-        penalty: str = "step",
-    ):
-        widths = [layer.E.shape[0] for layer in layers.values()]
-        super().__init__(method, layers, optimizer, total_steps, scorer, penalty, widths)
+    def __init__(self, method: Any, layers: Mapping[str, nn.Module], *where: Any, **options: Any):
+        widths = [len(layer.E) for layer in layers.values()]
+        super().__init__(method, layers, *where, **options | {"widths": widths})
         self.squared, self.initial = method.like == "paper", sum(widths)
         if method.warmup + method.final >= self.total_steps:
             raise ValueError(
                 f"warmup={method.warmup} and final={method.final} leave no step to shrink the "
-                f"budget in total_steps={total_steps}; lower them or train longer"
+                f"budget in total_steps={self.total_steps}; lower them or train longer"
             )
         if self.target > self.initial:
             raise ValueError(

@@ -31,8 +31,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 
+from toolkit.core.adapt import model
 from toolkit.core.adapt.lowrank import LowRankMethod
-from toolkit.core.adapt.model import Adapted
 from toolkit.core.adapt.sites import KINDS, Site
 from toolkit.core.declare.fields import (
     Alpha,
@@ -60,9 +60,8 @@ class IncreLoRA(LowRankMethod):
     of layers, or ``total_rank``. Call ``adapted.attach(optimizer, total_steps=T)`` before a
     scheduler is built: attach reserves the parameter groups that growth will fill. With ``restart``
     their learning rate warms up anew and then falls linearly to 0 at T, which suits a schedule that
-    also falls linearly; with another one use ``restart=False``.
-
-    The penalty acts after gradient clipping, unless attached with ``penalty="loss"``.
+    also falls linearly; with another one use ``restart=False``. The penalty acts after gradient
+    clipping, unless attached with ``penalty="loss"``.
 
     The score needs the model in training mode. It is exact, also for layers that a step calls more
     than once in the sense that the scores of the calls add up; with ``dropout`` it is taken at the
@@ -104,9 +103,6 @@ class IncreLoRA(LowRankMethod):
             up.
         overshoot: let ties and growth > 1 pass the budget. Source: official code; the default meets
             it exactly.
-
-    Raises:
-        TypeError, ValueError: a hyperparameter of the wrong type or outside its range.
     """
 
     rank: Rank = 1
@@ -173,7 +169,5 @@ class IncreLoRA(LowRankMethod):
         spare = min(self.growth, room) if self.advance else 0
         return (self.rank + spare) * (site.rows + site.cols) + self.rank
 
-    def controller(
-        self, adapted: Adapted, optimizer: torch.optim.Optimizer, total_steps: int | None, **options
-    ) -> IncrementController:
-        return IncrementController(self, adapted.adapters, optimizer, total_steps, **options)
+    def controller(self, share: model.Share, *where: Any, **options: Any) -> IncrementController:
+        return IncrementController(self, share.adapters, *where, **options)

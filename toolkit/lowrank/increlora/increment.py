@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from toolkit.core.adapt.steps.gradients import finite
-from toolkit.core.adapt.steps.growth import Growth, choose, looks
+from toolkit.core.adapt.steps.growth import Growth, looks
 from toolkit.core.adapt.steps.growth_controller import GrowthController
 from toolkit.core.adapt.steps.importance import smooth
 from toolkit.core.adapt.steps.processes import average
@@ -25,28 +24,25 @@ class IncrementController(GrowthController):
     :class:`~toolkit.core.adapt.steps.growth_controller.GrowthController`.
 
     Args:
-        method, layers, optimizer, total_steps: see the base class.
         scaler: the ``torch.amp.GradScaler`` of the run, if any: the scores are divided by its
             scale, as it does with the gradients.
         score_dtype: in which linear layers multiply input and output gradient for the score; None:
             their own. With ``torch.bfloat16`` on a processor with bfloat16 units a float32 model
             is scored two to four times as fast, and a score moves by about 1e-5 of itself.
-        options: ``scorer``, ``weight_decay``, ``penalty``: see the base class.
+        where, options: see the base class; of them ``scorer``, ``weight_decay`` and ``penalty``.
     """
 
     def __init__(
         self,
         method: Any,
-        layers: Mapping[str, nn.Module],
-        optimizer: torch.optim.Optimizer,
-        total_steps: int | None,
+        *where: Any,
         scaler: Any = None,
         score_dtype: torch.dtype | None = None,
         **options: Any,
     ):
-        super().__init__(method, layers, optimizer, total_steps, growth=method.growth, **options)
+        super().__init__(method, *where, growth=method.growth, **options)
         self.scaler, self.squared = scaler, method.like == "paper"
-        self.importance = torch.zeros_like(self.layers[0].A0[0, 0]).repeat(len(layers))
+        self.importance = torch.zeros_like(self.layers[0].A0[0, 0]).repeat(len(self.layers))
         self.uncertainty, self.seen = torch.zeros_like(self.importance), False
         for layer in self.layers:
             layer.score_dtype = score_dtype
@@ -110,9 +106,7 @@ class IncrementController(GrowthController):
 
     def decide(self) -> Growth | None:
         """Take this step's scores into the averages; how much each layer grows, if it is time."""
-        if not self.growing:
-            return None
-        if self.listening:
+        if self.growing and self.listening:
             self._average_scores()
         if not self.allocating:
             return None
@@ -121,14 +115,7 @@ class IncrementController(GrowthController):
                 "growth was due before any score exists: no adapted layer ran in training mode "
                 "with gradients. Call model.train(), or give attach() a scorer"
             )
-        scores = torch.as_tensor(self.scores(), dtype=torch.float64).cpu()
-        if len(scores) != len(self.layers):
-            raise ValueError(
-                f"scorer gave {len(scores)} scores for {len(self.layers)} layers; one per layer"
-            )
-        finite(dict(zip(self.names, scores.unbind(), strict=True)), self.step, "the score")
-        m = self.method
-        return choose(scores, self.target - self.total, m.growth, m.top, self.rooms(), m.overshoot)
+        return self.chosen(self.scores(), self.method.top)
 
     def _average_scores(self) -> None:
         found = [layer.score for layer in self.layers]
@@ -145,9 +132,7 @@ class IncrementController(GrowthController):
 
     def scores(self) -> Sequence[float] | Tensor:
         """(N,) importance of the layers: I U, or what ``scorer`` says."""
-        if self.scorer is not None:
-            return self.scorer(self)
-        return self.importance * self.uncertainty
+        return self.importance * self.uncertainty if self.scorer is None else self.scorer(self)
 
     def state(self) -> dict[str, Tensor]:
         own = {"importance": self.importance, "uncertainty": self.uncertainty}

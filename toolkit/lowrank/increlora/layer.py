@@ -20,11 +20,8 @@ class IncreLoRALayer(LowRankLayer):
 
     ``A1``, ``B1``, ... are the blocks that growth added, the last of them in reserve; ``E1``, ...
     the lambdas it released. ``reserve`` (c, 1) holds the frozen lambdas, ``seed`` (1,) the source
-    of later draws.
-
-    Attributes: ``rank`` (components that count), ``limit`` (the largest rank growth may reach),
-    ``listening`` (whether a backward pass adds to ``score``), ``score`` (a scalar, or None when
-    nothing was scored since the last step).
+    of later draws. While ``listening`` each backward pass adds to ``score``, a scalar, or None when
+    nothing was scored since the last step. ``limit`` is the largest rank growth may reach.
     """
 
     reserve: Tensor
@@ -105,12 +102,8 @@ class IncreLoRALayer(LowRankLayer):
     ) -> dict[str, nn.Parameter]:
         """Release the lambdas of ``amount`` reserves and append new ones.
 
-        Args:
-            amount: at most the width of the reserve.
-            draws: ``A`` (c, n) and ``B`` (m, c) of the new reserve, instead of its own draw.
-
-        Returns:
-            The tensors that train from now on.
+        ``draws``: ``A`` (c, n) and ``B`` (m, c) of the new reserve, instead of its own draw.
+        Returns the tensors that train from now on.
         """
         new, born = self._next(amount, draws), {}
         # without advance learning the vectors of the reserve begin to train only now

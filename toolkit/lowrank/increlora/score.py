@@ -8,43 +8,16 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from toolkit.core.adapt.sites import Site
+from toolkit.core.adapt.weight_gradient import weight_gradient
 
 
 def size(site: Site, like: str) -> float:
     """What the sum over a matrix is divided by: mn ("paper") or its root."""
     entries = site.rows * site.cols
     return float(entries) if like == "paper" else math.sqrt(entries)
-
-
-def weight_gradient(
-    base: nn.Module, site: Site, x: Tensor, g: Tensor, dtype: torch.dtype | None = None
-) -> Tensor:
-    """Gradient of the loss for the (m, n) matrix of a layer, from its input and output gradient.
-
-    Args:
-        base, site: a linear, Conv1D or convolution layer.
-        x: its input; features last for linear layers, channels first for convolutions.
-        g: gradient at its output.
-        dtype: in which linear layers multiply; None: that of ``g``.
-    """
-    if site.kind != "conv":
-        x, g = x.to(dtype or g.dtype), g.to(dtype or g.dtype)
-        return g.reshape(-1, site.rows).T @ x.reshape(-1, site.cols)
-    x, dims = x.to(g.dtype), len(site.shape) - 2
-    if x.dim() == dims + 1:
-        x, g = x.unsqueeze(0), g.unsqueeze(0)
-    # padded by hand, so that every padding mode and "same" are one case
-    mode = "constant" if base.padding_mode == "zeros" else base.padding_mode
-    x = F.pad(x, base._reversed_padding_repeated_twice, mode=mode)
-    grad = torch.nn.grad
-    gradient = (grad.conv1d_weight, grad.conv2d_weight, grad.conv3d_weight)[dims - 1]
-    return site.to_matrix(
-        gradient(x, site.shape, g, base.stride, 0, base.dilation, site.groups).contiguous()
-    )
 
 
 @torch.no_grad()
@@ -57,13 +30,11 @@ def increment_score(
     g: Tensor,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    r""":math:`\sum|\Delta W\odot G|` of one layer, a scalar.
+    r""":math:`\sum|\Delta W\odot G|` of one frozen layer, a scalar.
 
-    Args:
-        base, site: the frozen layer.
-        left, right: (m, r) and (r, n) with :math:`\Delta W` their product.
-        x, g: the layer's input and the gradient at its output; or None and that at its weight.
-        dtype: see :func:`weight_gradient`.
+    ``left`` (m, r) times ``right`` (r, n) is :math:`\Delta W`; ``x`` and ``g`` are the input and
+    the gradient at the output, or None and that at the weight. For ``dtype`` see
+    :func:`~toolkit.core.adapt.weight_gradient.weight_gradient`.
     """
     if x is None:
         G = site.to_matrix(g)

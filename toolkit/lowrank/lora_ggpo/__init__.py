@@ -73,7 +73,6 @@ class LoRAGGPO(LoRA):
             processes of a run.
 
     Raises:
-        TypeError, ValueError: a hyperparameter of the wrong type or outside its range.
         FloatingPointError: at a step whose gradient is not finite, before any weight has changed
             (only where gradients are read: not with ``beta=0``).
         RuntimeError: at a step whose gradients are still scaled by a GradScaler; in the backward

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from toolkit.core.adapt.cover import Maker
 from toolkit.core.adapt.model import Adapted
 from toolkit.core.adapt.steps.controller import Controller
 from toolkit.core.adapt.steps.shapes import alike, groups
-from toolkit.lowrank.lora_ggpo.cover import Maker
 from toolkit.lowrank.lora_ggpo.noise import gradient_row_squares
 
 

@@ -57,8 +57,7 @@ class LoRAMGPO(LoRA):
             twice. Source: ours; memory against time.
 
     Raises:
-        TypeError, ValueError: a hyperparameter of the wrong type or outside its range; at attach,
-            an optimizer without a first moment.
+        ValueError: at attach, an optimizer without a first moment.
         FloatingPointError: at a step whose gradient is not finite, before any weight has changed.
         RuntimeError: at a step whose gradients are still scaled by a GradScaler.
     """

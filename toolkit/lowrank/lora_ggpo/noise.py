@@ -26,9 +26,7 @@ def gradient_row_squares(A: Tensor, B: Tensor, gA: Tensor, gB: Tensor, s: float)
     This is :math:`s^2(GA^\top A + BB^\top G)` for the true gradient G of the weight: a view through
     the factors, which depends on how BA is split, and which at B = 0 sees only the rows of A.
 
-    Args:
-        A, gA: right factor and its gradient, (..., r, n).
-        B, gB: left factor and its gradient, (..., m, r). s: LoRA's scale.
+    A and gA are (..., r, n), B and gB (..., m, r), s is LoRA's scale.
     """
     left, right = torch.cat([gB, B], -1), torch.cat([A, gA], -2)
     return s * s * product_row_squares(left, right)
@@ -40,9 +38,7 @@ def weight_row_squares(base: Tensor, seen: Tensor, A: Tensor, B: Tensor, s: floa
     .. math:: \|W'_i\|^2 = \|W_{0,i}\|^2 + 2s\,\langle (W_0A^\top)_i, B_i\rangle
         + s^2\,B_i (AA^\top) B_i^\top
 
-    Args:
-        base: squared row norms of W0, (..., m). seen: W0 A^T, (..., m, r).
-        A, B: the factors. s: LoRA's scale.
+    From ``base``, the squared row norms of W0 (..., m), and ``seen``, W0 A^T (..., m, r).
     """
     cross = 2 * s * (seen * B).sum(-1)
     return (base + cross + s * s * product_row_squares(B, A)).clamp_min(0)
@@ -58,10 +54,7 @@ def noise_std(
     variance is the same. ``"kohya"``: :math:`(\sigma\|W'_i\| + \beta\|\nabla W_i\|^2)/\sqrt m`, a
     sum of two scales, with the number of outputs m below.
 
-    Args:
-        kind: one of the three. inputs: n.
-        weight, gradient: squared row norms, (..., m).
-        sigma, beta: see :class:`toolkit.lowrank.lora_ggpo.LoRAGGPO`.
+    ``weight`` and ``gradient`` are squared row norms, (..., m), and ``inputs`` is n.
     """
     if kind == "kohya":
         return (sigma * weight.sqrt() + beta * gradient) / weight.shape[-1] ** 0.5

@@ -72,8 +72,7 @@ class LoRAPro(LoRA):
             paper; the published code increases its counter first.
 
     Raises:
-        TypeError, ValueError: a hyperparameter of the wrong type or outside its range; at
-            ``attach``, an optimizer that does not fit the mode.
+        TypeError, ValueError: at ``attach``, an optimizer that does not fit the mode.
     """
 
     rank: Rank = 8

@@ -35,7 +35,7 @@ def equivalent_gradient(gA: Tensor, gB: Tensor, A: Tensor, B: Tensor, s: float) 
 
 
 def solve_sylvester(P: Tensor, Q: Tensor, C: Tensor) -> Tensor:
-    r"""The X (r, k) with :math:`PX + XQ = C` for symmetric positive semi-definite P and Q.
+    r"""The X (r, k) with :math:`PX + XQ = C` for positive semi-definite P (r, r) and Q (k, k).
 
     With :math:`P = U\,\mathrm{diag}(p)\,U^\top` and :math:`Q = V\,\mathrm{diag}(q)\,V^\top`:
 
@@ -43,9 +43,6 @@ def solve_sylvester(P: Tensor, Q: Tensor, C: Tensor) -> Tensor:
 
     Unique when all :math:`p_i + q_j > 0`. Where a sum vanishes the component is 0, which is the
     solution of least norm if there is one.
-
-    Args:
-        P, Q, C: (r, r), (k, k) and (r, k).
     """
     (p, U), (q, V) = torch.linalg.eigh(P), torch.linalg.eigh(Q)
     return _sylvester(p, U, q, V, C)

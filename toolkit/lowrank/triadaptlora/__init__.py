@@ -33,7 +33,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 
 from toolkit.core.adapt.lowrank import LowRankMethod
-from toolkit.core.adapt.model import Adapted
+from toolkit.core.adapt.model import Share
 from toolkit.core.adapt.sites import KINDS, Site
 from toolkit.core.declare.fields import (
     Alpha,
@@ -61,11 +61,8 @@ class TriAdaptLoRA(LowRankMethod):
     grow by ``block``, until the ranks of all layers add up to ``target_rank`` times the number of
     layers, or to ``total_rank``. Looks fall on the steps t > ``warmup`` that ``interval`` divides,
     t counted from 0. Call ``adapted.attach(optimizer, total_steps=T)``. The penalty acts after
-    gradient clipping, unless attached with ``penalty="loss"``.
-
-    The score of a layer with q blocks is the rise of :math:`F = \lVert C\rVert_F / q` since the
-    last look. A layer that just grew has a larger q, so its next score is lowered: a brake, kept
-    from the author's files.
+    gradient clipping, unless attached with ``penalty="loss"``. The score is told at
+    :class:`~toolkit.lowrank.triadaptlora.triangular.TriangularController`.
 
     Args:
         init_rank: rank of every layer at the start. Source: author's files, init_rank.
@@ -94,8 +91,7 @@ class TriAdaptLoRA(LowRankMethod):
             ours; the author's files leave it to the scheduler.
 
     Raises:
-        TypeError, ValueError: a hyperparameter of the wrong type or outside its range, a target
-            below the start, or a start that cannot learn.
+        ValueError: a target below the start, or a start that cannot learn.
     """
 
     init_rank: Rank = 1
@@ -160,7 +156,5 @@ class TriAdaptLoRA(LowRankMethod):
         """r (m + n) + 2 r^2 numbers at the start, r = ``init_rank``, for a layer (m, n)."""
         return self.init_rank * (site.rows + site.cols + 2 * self.init_rank)
 
-    def controller(
-        self, adapted: Adapted, optimizer: torch.optim.Optimizer, total_steps: int | None, **options
-    ) -> TriangularController:
-        return TriangularController(self, adapted.adapters, optimizer, total_steps, **options)
+    def controller(self, share: Share, *where: Any, **options: Any) -> TriangularController:
+        return TriangularController(self, share.adapters, *where, **options)

@@ -35,10 +35,7 @@ def assemble(lower: Sequence[Tensor], upper: Sequence[Tensor], where: Tensor) ->
     """C = L + U, shape (r, r), from rows (c_i, rho_i) of L and columns (rho_i, c_i) of U.
 
     One sum into place, because padding block by block costs two small operations for each.
-
-    Args:
-        lower, upper: the q blocks of L and of U.
-        where: :func:`positions` of their widths.
+    ``where`` are the :func:`positions` of the blocks' widths.
     """
     if len(lower) == 1:
         return lower[0] + upper[0]
@@ -102,15 +99,10 @@ class TriAdaptLoRALayer(LowRankLayer):
     def grow(
         self, amount: int, draws: Mapping[str, Tensor] | None = None
     ) -> dict[str, nn.Parameter]:
-        """Add one block; with the default start B C A stays what it was.
+        """Add one block of width ``amount``; with the default start B C A stays what it was.
 
-        Args:
-            amount: c, ranks to add.
-            draws: tensors to take instead of the start's own, by letter: A (c, n), B (m, c),
-                L (c, rho), U (rho, c), rho being the rank afterwards.
-
-        Returns:
-            The four new tensors by name, such as A1, B1, L1, U1.
+        ``draws`` are taken instead of the start's own, by letter, of the shapes that :meth:`shapes`
+        tells. Returns the four new tensors by name, such as A1, B1, L1, U1.
 
         Raises:
             ValueError: the rank would pass min(m, n), or a draw has another shape.
@@ -135,19 +127,13 @@ class TriAdaptLoRALayer(LowRankLayer):
 
     def _start(self, i: int, shapes: dict[str, tuple[int, int]]) -> dict[str, Tensor]:
         """Block i as its start says, from a stream of the layer's own seed and i."""
-        generator = block_generator(self.seed, i)
-        later = "ABLU" if i else "ALU"
-        random = {"zero_core": "AB", "identity": "A", "gaussian": later}[self.method.init]
-        blocks = {}
-        for letter, shape in shapes.items():
-            if letter in random:
-                blocks[letter] = normal(shape, 0.02, self.site, generator)
-            elif letter in "LU" and self.method.init == "identity":
-                # ones from the block's first corner on, as in the file: off C's diagonal later
-                blocks[letter] = torch.eye(*shape)
-            else:
-                blocks[letter] = torch.zeros(shape)
-        return blocks
+        blocks = {letter: torch.zeros(shape) for letter, shape in shapes.items()}
+        if self.method.init == "identity":
+            # ones from the block's first corner on, as in the file: off C's diagonal later
+            blocks |= {letter: torch.eye(*shapes[letter]) for letter in "LU"}
+        later, source = "ABLU" if i else "ALU", block_generator(self.seed, i)
+        drawn = {"zero_core": "AB", "identity": "A", "gaussian": later}[self.method.init]
+        return blocks | {k: normal(shapes[k], 0.02, self.site, source) for k in drawn}
 
     def _set_widths(self, widths: list[int]) -> None:
         self.widths = widths

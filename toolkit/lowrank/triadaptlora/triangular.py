@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from toolkit.core.adapt.steps.growth import choose
 from toolkit.core.adapt.steps.growth_controller import GrowthController
 from toolkit.core.adapt.steps.processes import average
 
@@ -47,12 +46,9 @@ def planned(
     total_steps: int,
     overshoot: bool = False,
 ) -> list[int]:
-    """Ranks in all after each step, if no scores tie and no layer is full.
+    """Ranks in all after each step, if no scores tie and no layer of the ``count`` is full.
 
-    Args:
-        start, target: ranks in all at the start and at the end.
-        count: modules N.
-        block, growth, warmup, interval, total_steps, overshoot: as in ``TriAdaptLoRA``.
+    ``start`` and ``target`` are ranks in all; the others are as in ``TriAdaptLoRA``.
     """
     totals, total = [], start
     for t in range(total_steps):
@@ -75,45 +71,27 @@ class TriangularController(GrowthController):
 
     where :math:`F^{prev}` is F at the last look, or at the start. All layers are measured at each
     look, before the growth. The layers whose score is among the M largest grow
-    (:func:`modules_to_grow`, :func:`toolkit.core.adapt.steps.growth.choose`).
+    (:func:`modules_to_grow`, :func:`~toolkit.core.adapt.steps.growth.choose`). One that just grew
+    has a larger q, so its next score is lowered: a brake, kept from the author's files.
 
     Attributes: ``norms``, the last F of every layer (N,); others as in
     :class:`~toolkit.core.adapt.steps.growth_controller.GrowthController`.
-
-    Args:
-        method, layers, optimizer, total_steps: see the base class.
-        options: ``scorer``, ``penalty``: see the base class.
 
     Raises:
         ValueError: as the base class, or the schedule ends below the target.
     """
 
-    def __init__(
-        self,
-        method: Any,
-        layers: Mapping[str, nn.Module],
-        optimizer: torch.optim.Optimizer,
-        total_steps: int | None,
-        **options: Any,
-    ):
-        decays = "weight_decay" in optimizer.param_groups[0] or method.weight_decay
-        options["weight_decay"] = method.weight_decay if decays else None
-        super().__init__(method, layers, optimizer, total_steps, growth=method.step_rank, **options)
+    def __init__(self, method: Any, *where: Any, **options: Any):
+        options |= {"growth": method.step_rank, "weight_decay": method.weight_decay}
+        super().__init__(method, *where, **options)
         self.norms = self.measure()
 
     def check_schedule(self) -> None:
         super().check_schedule()
         m = self.method
-        end = planned(
-            self.total,
-            self.target,
-            len(self.layers),
-            block=m.step_rank,
-            growth=m.growth,
-            warmup=m.warmup,
-            interval=m.interval,
-            total_steps=self.total_steps,
-        )[-1]
+        run = {"warmup": m.warmup, "interval": m.interval, "total_steps": self.total_steps}
+        rule = {"block": m.step_rank, "growth": m.growth}
+        end = planned(self.total, self.target, len(self.layers), **rule, **run)[-1]
         if end < self.target:
             raise ValueError(
                 f"with interval={m.interval}, block={m.step_rank} and warmup={m.warmup} the ranks "
@@ -151,22 +129,13 @@ class TriangularController(GrowthController):
             FloatingPointError: a score is not finite; nothing has grown.
         """
         now = self.measure()
-        scores = now - self.norms
-        self.norms = now
+        scores, self.norms = now - self.norms, now
         if self.scorer is not None:
             scores = torch.as_tensor(self.scorer(self), dtype=now.dtype, device=now.device).clone()
-        finite = torch.isfinite(scores)
-        if not bool(finite.all()):
-            raise FloatingPointError(
-                f"the score of layer {self.names[int((~finite).nonzero()[0])]!r} is not finite at "
-                f"the growth of step {self.step}; nothing has grown. Lower the learning rate, or "
-                "go back to an earlier state"
-            )
         average([scores])  # so that every process grows the same layers
-        missing = self.target - self.total
-        top = modules_to_grow(missing, self.progress, self.method.growth, len(self.layers))
-        overshoot = self.method.overshoot
-        self.grow(*choose(scores, missing, self.growth, top, self.rooms(), overshoot))
+        missing, count = self.target - self.total, len(self.layers)
+        top = modules_to_grow(missing, self.progress, self.method.growth, count)
+        self.grow(*self.chosen(scores, top))
 
     def state(self) -> dict[str, Tensor]:
         return super().state() | {"norms": self.norms}

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from toolkit.core.adapt.steps.growth import Growth, check_fits, looks
+from toolkit.core.adapt.steps.growth import Growth, check_fits, choose, looks
 from toolkit.core.adapt.steps.growth_groups import GrowthGroups
 from toolkit.core.adapt.steps.ranks import RankController
 from toolkit.core.adapt.steps.whole import of_modules, of_optimizer, whole
@@ -111,6 +111,25 @@ class GrowthController(RankController):
     def decide(self) -> Growth | None:
         """What grows before the optimizer acts; may raise, and changes nothing that trains."""
         return None
+
+    def chosen(self, scores: Sequence[float] | Tensor, top: int) -> Growth:
+        """How much each layer grows by its score, (N,): see :func:`choose`.
+
+        Raises:
+            ValueError: not one score per layer. FloatingPointError: one that is not finite.
+        """
+        scores, count = torch.as_tensor(scores, dtype=torch.float64).cpu(), len(self.layers)
+        if len(scores) != count:
+            raise ValueError(f"scorer gave {len(scores)} scores for {count} layers; one per layer")
+        good = scores.isfinite().tolist()
+        if not all(good):
+            raise FloatingPointError(
+                f"the score of {self.names[good.index(False)]!r} is not finite at step "
+                f"{self.step}; nothing has grown. Lower the learning rate, or go back to an "
+                "earlier state"
+            )
+        missing, overshoot = self.target - self.total, self.method.overshoot
+        return choose(scores, missing, self.growth, top, self.rooms(), overshoot)
 
     def synchronise(self) -> None:
         self.groups.average_gradients()
