@@ -2,7 +2,8 @@ r"""How a budget is spent: the :math:`\tau` most sensitive scalars, tensor by te
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,22 +67,23 @@ class Ranking:
     def __len__(self) -> int:
         return len(self.order)
 
-    def counts(self, taus: Sequence[int]) -> Iterator[tuple[int, dict[str, int]]]:
-        """Each tau, in rising order, and how many of the tau highest lie in each tensor.
+    def counts(self, taus: Sequence[int]) -> Tensor:
+        """How many of the tau highest lie in each tensor, (taus, tensors); taus rise.
 
         Raises:
             ValueError: a tau below 1 or above the number of scalars.
         """
-        done, total = 0, torch.zeros(len(self.sizes), dtype=torch.long, device=self.order.device)
-        for tau in sorted(taus):
-            if not 1 <= tau <= len(self):
-                raise ValueError(
-                    f"tau={tau}: the candidates are {len(self)} scalars; like='code' needs a model "
-                    "with 1,580,000, others take like='paper'"
-                )
-            total = total + torch.bincount(self._owner[done:tau], minlength=len(self.sizes))
-            done = tau
-            yield tau, dict(zip(self.sizes, total.tolist(), strict=True))
+        if taus[0] < 1 or taus[-1] > len(self):
+            raise ValueError(
+                f"tau={taus[-1]}: the candidates are {len(self)} scalars; like='code' needs a "
+                "model with 1,580,000, others take like='paper'"
+            )
+        ends = torch.tensor(taus, device=self.order.device)
+        first = torch.bucketize(torch.arange(taus[-1], device=ends.device), ends, right=True)
+        tensors = len(self.sizes)
+        where = first * tensors + self._owner[: taus[-1]]
+        cells = torch.bincount(where, minlength=len(taus) * tensors)
+        return cells.view(len(taus), tensors).cumsum(0)
 
     def top(self, name: str, tau: int) -> Tensor:
         """Which entries of a tensor are among the tau highest, in the order of memory."""
@@ -91,20 +93,25 @@ class Ranking:
         return (chosen[inside] - start).sort().values
 
 
-def decide(method: Any, shape: Sequence[int], marked: int) -> Decision:
-    """What a tensor of this shape gets, with so many of its scalars marked.
+def rule(method: Any, shape: Sequence[int]) -> tuple[str, float, int]:
+    """What a tensor of this shape gets as a whole, from how many marked scalars on, and its cost.
 
     Args:
         method: the :class:`~toolkit.select.spt.SPT`.
         shape: (m, n) of a matrix, (d,) of a vector.
-        marked: its scalars among the tau most sensitive.
     """
-    whole = method.half != "entries"
     if len(shape) == 1:
-        if whole and method.whole_vectors and marked >= shape[0] / method.beta:
-            return Decision("whole", marked, shape[0])
-    elif whole and marked >= (cost := method.cost(*shape)) / method.alpha:
-        return Decision(method.structured, marked, cost)
+        whole = method.whole_vectors and method.half != "entries"
+        return "whole", shape[0] / method.beta if whole else math.inf, shape[0]
+    cost = method.cost(*shape)
+    return method.structured, math.inf if method.half == "entries" else cost / method.alpha, cost
+
+
+def decide(method: Any, shape: Sequence[int], marked: int) -> Decision:
+    """What a tensor of this shape gets, with so many of its scalars marked; see :func:`rule`."""
+    form, enough, cost = rule(method, shape)
+    if marked >= enough:
+        return Decision(form, marked, cost)
     if not marked or method.half == "structured":
         return Decision("frozen", marked, 0)
     return Decision("entries", marked, marked)
@@ -141,18 +148,22 @@ def allocate(
         )
     ranking = Ranking(scores)
     shapes = {n: (shapes or {}).get(n, tuple(s.shape)) for n, s in scores.items()}
-    best, best_gap, largest = None, method.budget, 0
-    for tau, counts in ranking.counts(method.sweep(len(ranking)) if taus is None else taus):
-        decisions = {n: decide(method, shapes[n], marked) for n, marked in counts.items()}
-        total = counted + sum(d.cost for d in decisions.values())
-        largest = max(largest, total)
-        if abs(total - method.budget) <= best_gap:
-            best_gap = abs(total - method.budget)
-            best = Allocation(tau, total, decisions, ranking)
-    if best is None or (method.like == "paper" and 2 * best_gap > method.budget):
-        nearest = "no allocation comes near" if best is None else f"the nearest takes {best.total}"
+    taus = sorted(method.sweep(len(ranking)) if taus is None else taus)
+    counts = ranking.counts(taus)
+    every = [rule(method, shape) for shape in shapes.values()]
+    enough = torch.tensor([r[1] for r in every], dtype=torch.float64, device=counts.device)
+    costs = torch.tensor([r[2] for r in every], device=counts.device)
+    alone = torch.zeros_like(counts) if method.half == "structured" else counts
+    totals = (counted + torch.where(counts >= enough, costs, alone).sum(1)).tolist()
+    gaps = [abs(total - method.budget) for total in totals]
+    k = max(range(len(taus)), key=lambda i: (-gaps[i], taus[i]))
+    if gaps[k] > (method.budget if method.like == "code" else method.budget / 2):
         raise ValueError(
-            f"budget={method.budget}: {nearest} (the largest takes {largest}); change the budget, "
-            "or lower the rank, so that tensors can take it"
+            f"budget={method.budget}: the nearest allocation takes {totals[k]} (the largest "
+            f"{max(totals)}); change the budget, or lower the rank, so that tensors can take it"
         )
-    return best
+    decisions = {
+        name: decide(method, shapes[name], marked)
+        for name, marked in zip(scores, counts[k].tolist(), strict=True)
+    }
+    return Allocation(taus[k], totals[k], decisions, ranking)
