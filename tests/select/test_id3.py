@@ -60,7 +60,7 @@ def plain(
 ) -> tuple[nn.Module, list[set]]:
     """The card's loop in the plainest words, dense: (model, sets of what was unmasked by then)."""
     model = network(bias=bias)
-    names = {n: p for n, p in model.named_parameters()}
+    names = dict(model.named_parameters())
     optimizer, free, history = make(names.values()), set(), []
     every, more = divmod(budget, total)
     for t in range(steps or total):
@@ -106,9 +106,7 @@ def advance(adapted, optimizer, number: int) -> set:
 
 def entries(adapted) -> set:
     return {
-        (f"{name}.weight", int(i))
-        for name, layer in adapted.adapters.items()
-        for i in layer.index
+        (f"{name}.weight", int(i)) for name, layer in adapted.adapters.items() for i in layer.index
     }
 
 
@@ -126,7 +124,9 @@ def same(adapted, model: nn.Module, tolerance: float = 1e-12) -> None:
 
 
 @pytest.mark.parametrize("make", [sgd, momentum, adamw])
-@pytest.mark.parametrize(("exponent", "epsilon"), [(0.0, 1e-3), (1.0, 1.0), (2.0, 0.1), (-1.0, 0.0)])
+@pytest.mark.parametrize(
+    ("exponent", "epsilon"), [(0.0, 1e-3), (1.0, 1.0), (2.0, 0.1), (-1.0, 0.0)]
+)
 def test_choices_and_weights_are_those_of_the_plain_dense_loop(make, exponent, epsilon):
     model, expected = plain(make, 20, STEPS, exponent, epsilon)
     method = ID3(budget=20, exponent=exponent, epsilon=epsilon)
@@ -164,7 +164,7 @@ def test_counts_are_exact_and_masks_only_grow(budget, total):
 
 
 @pytest.mark.parametrize("make", [sgd, momentum, adamw])
-@pytest.mark.parametrize("strategy", ["increment", "repeat"])
+@pytest.mark.parametrize("strategy", ["increment", "repeat", "renew"])
 def test_masked_scalars_keep_their_bits(make, strategy):
     base = network()
     adapted, _, _ = run(ID3(budget=20, strategy=strategy), make)
@@ -230,7 +230,7 @@ def test_every_schedule_spends_the_budget(budget, total):
 
 
 def test_a_given_schedule_is_followed_or_refused():
-    adapted, _, history = run(ID3(budget=9), sgd, 3, schedule=[4, 0, 5])
+    _, _, history = run(ID3(budget=9), sgd, 3, schedule=[4, 0, 5])
     assert [len(found) for found in history] == [4, 4, 9]
     for wrong in ([4, 5], [4, 0, 4], [10, 0, -1]):
         with pytest.raises(ValueError, match=r"schedule.*budget=9"):
@@ -337,23 +337,47 @@ def test_a_state_dict_loaded_into_an_attached_model_goes_on():
         assert torch.equal(value, weights(whole)[name])
 
 
-def test_repeat_freezes_what_it_leaves_where_it_stands():
-    adapted = adapt(network(), ID3(budget=30, strategy="repeat"))
+@pytest.mark.parametrize(("strategy", "distinct"), [("repeat", None), ("renew", 30)])
+def test_repeat_freezes_what_it_leaves_where_it_stands(strategy, distinct):
+    adapted = adapt(network(), ID3(budget=30, strategy=strategy))
     optimizer = adamw(adapted.parameters())
     adapted.attach(optimizer, total_steps=STEPS)
     before, known = weights(adapted), set()
     for t in range(STEPS):
         found = advance(adapted, optimizer, t)
         after = weights(adapted)
-        moved = {
-            (n, int(i)) for n in after for i in (after[n] != before[n]).view(-1).nonzero()
-        }
+        moved = {(n, int(i)) for n in after for i in (after[n] != before[n]).view(-1).nonzero()}
         assert len(moved) == adapted.controller.plan[t] == 5
         assert known <= found
         before, known = after, found
     assert 5 < len(known) <= 30
-    for layer, pool in zip(adapted.adapters.values(), adapted.controller.pools.values(), strict=True):
+    assert len(known) == (distinct or len(known))
+    for layer, pool in zip(
+        adapted.adapters.values(), adapted.controller.pools.values(), strict=True
+    ):
         assert not optimizer.state[layer.values]["exp_avg"][~pool.moves].any()
+
+
+@pytest.mark.parametrize("strategy", ["repeat", "renew"])
+def test_over_whole_tensors_repeat_chooses_the_same(strategy):
+    method = ID3(budget=30, strategy=strategy)
+    adapted, _, history = run(method, adamw)
+    model = network()
+    optimizer = adamw(model.parameters())
+    rule = unmask(method, model.named_parameters(), optimizer, STEPS)
+    for t in range(STEPS):
+        optimizer.zero_grad()
+        loss(model, t).backward()
+        optimizer.step()
+        found = {(n, int(i)) for n, m in rule.masks().items() for i in m.view(-1).nonzero()}
+        assert found == history[t]
+    same(adapted, model)
+
+
+def test_the_whole_budget_at_every_step_changes_more_than_the_budget():
+    adapted, _, _ = run(ID3(budget=20, strategy="repeat", schedule="every"), adamw)
+    assert adapted.controller.updates == STEPS * 20
+    assert adapted.controller.chosen > 20
 
 
 def test_micro_batches_rank_by_their_sum():
@@ -545,6 +569,7 @@ def test_on_loras_factors(tmp_path):
         ({"epsilon": -1.0}, "epsilon"),
         ({"exponent": math.nan}, "exponent"),
         ({"schedule": "sometimes"}, "schedule"),
+        ({"schedule": "every"}, r"strategy='repeat'"),
     ],
 )
 def test_settings_outside_their_range_are_refused(settings, words):
@@ -591,7 +616,7 @@ def test_a_schedule_of_another_length_is_refused(tmp_path):
 
 def test_copies_start_unattached_and_taking_off_frees_the_optimizer():
     adapted, optimizer, _ = run(ID3(budget=20), adamw, steps=3)
-    for twin in (copy.deepcopy(adapted), pickle.loads(pickle.dumps(adapted))):  # noqa: S301
+    for twin in (copy.deepcopy(adapted), pickle.loads(pickle.dumps(adapted))):
         assert all(layer.seen is None for layer in twin.adapters.values())
         again = adamw(twin.parameters())
         twin.attach(again, total_steps=STEPS)

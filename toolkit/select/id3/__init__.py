@@ -52,26 +52,28 @@ class ID3(Declared):
             Source: paper, from -2 to 2, best 1 and 2; the code's example has 0.
         epsilon: added to the magnitude. Source: paper, 0.001 to 1, best 0.1 and 1; the code's
             example has 0.001.
-        schedule: how the budget is spent: the same at each step, more at first, more at last, or
-            all in the first step (static). Source: paper and code, uniform.
-        strategy: keep training what was unmasked, or choose anew among all and freeze the rest
-            where it stands. Source: paper, increment against repeat.
+        schedule: how the budget is spent: the same at each step, more at first, more at last, all
+            in the first step (static), or all of it anew at every step, which changes more than B
+            and goes with "repeat" only. Source: paper and code, uniform.
+        strategy: keep training what was unmasked; or choose anew among all and freeze the rest
+            where it stands; or the same among those never chosen ("renew"), so that each moves
+            once. Source: paper, increment against repeat.
         score: what is ranked: H; smallness alone (PaFi); or a draw. Source: paper, D3.
         order: which end of the ranking joins. Source: paper, highest.
         clock: whether Adam corrects its averages by the steps of the run (code), or by those since
             a scalar was unmasked. Source: official code, run.
 
     Raises:
-        TypeError, ValueError: a hyperparameter of the wrong type or outside its range, or no
-            ``epsilon`` where the exponent is positive.
+        TypeError, ValueError: a hyperparameter of the wrong type or outside its range, no
+            ``epsilon`` where the exponent is positive, or a schedule without its strategy.
     """
 
-    budget: Annotated[int, Range(1)] | None = None
+    budget: Annotated[int, Range(1, 1_000_000_000, log=True)] | None = None
     share: Annotated[float, Range(0.0, 1.0, log=True, open_low=True, open_high=True)] = 0.0017
     exponent: Annotated[float, Range(-64.0, 64.0)] = 1.0
     epsilon: Annotated[float, Range(0.0, 100.0)] = 1.0
-    schedule: Literal["uniform", "front", "back", "once"] = "uniform"
-    strategy: Literal["increment", "repeat"] = "increment"
+    schedule: Literal["uniform", "front", "back", "once", "every"] = "uniform"
+    strategy: Literal["increment", "repeat", "renew"] = "increment"
     score: Literal["d3", "magnitude", "random"] = "d3"
     order: Literal["highest", "lowest"] = "highest"
     clock: Literal["run", "own"] = "run"
@@ -100,6 +102,11 @@ class ID3(Declared):
             raise ValueError(
                 f"ID3(epsilon={self.epsilon}, exponent={self.exponent}): epsilon must be positive "
                 "with a positive exponent, or a weight of 0 has no importance"
+            )
+        if self.schedule == "every" and self.strategy != "repeat":
+            raise ValueError(
+                f"ID3(schedule='every', strategy={self.strategy!r}): the budget is unmasked at "
+                "every step anew, so give strategy='repeat'"
             )
 
     def build(self, site: Site, generator: torch.Generator | None = None) -> UnmaskedLayer:

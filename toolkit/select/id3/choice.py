@@ -35,8 +35,11 @@ def planned(schedule: str, budget: int, total_steps: int) -> list[int]:
     r"""How many scalars join at each step, :math:`u_0 \dots u_{T-1}`, with sum ``budget``.
 
     "uniform": :math:`\lfloor B/T \rfloor`, and one more in each of the first :math:`B \bmod T`
-    steps. "once": all in the first. "front" and "back": falling or rising linearly.
+    steps. "once": all in the first. "front" and "back": falling or rising linearly. "every": the
+    whole budget at each step, which adds up to more.
     """
+    if schedule == "every":
+        return [budget] * total_steps
     if schedule == "uniform":
         every, more = divmod(budget, total_steps)
         return [every + (t < more) for t in range(total_steps)]

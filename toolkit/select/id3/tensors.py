@@ -109,7 +109,7 @@ class Whole:
         return None if grad is None else grad.reshape(-1)
 
     def taken(self) -> Tensor:
-        return self.moves.reshape(-1)
+        return self.born > 0
 
     def moving(self) -> tuple[Tensor, Tensor, Tensor]:
         """Nothing: values and gradients of all scalars are in the tensor itself."""
@@ -160,7 +160,7 @@ class TensorsController(UnmaskingController):
         **options: Any,
     ):
         self.tensors = dict(named)
-        pools = {name: Whole(p, method.strategy == "repeat") for name, p in named.items()}
+        pools = {name: Whole(p, method.strategy != "increment") for name, p in named.items()}
         super().__init__(method, pools, {}, optimizer, total_steps, **options)
 
     def named(self) -> dict[str, nn.Parameter]:

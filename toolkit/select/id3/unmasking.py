@@ -60,7 +60,7 @@ class UnmaskingController(Controller):
                 f"{self.title} unmasks over the run: attach(..., total_steps=T) with T of at least "
                 f"1, got {total_steps}"
             )
-        self.total_steps, self.repeat = total_steps, method.strategy == "repeat"
+        self.total_steps, self.repeat = total_steps, method.strategy != "increment"
         self.budget = method.spent(sum(pool.size for pool in self.pools.values()))
         self.plan = choice.planned(method.schedule, self.budget, total_steps)
         if schedule is not None:
@@ -72,11 +72,12 @@ class UnmaskingController(Controller):
     def _checked(self, schedule: Sequence[int]) -> list[int]:
         plan, most = [int(u) for u in schedule], sum(pool.size for pool in self.pools.values())
         fits = all(0 <= u <= most for u in plan) and len(plan) == self.total_steps
-        if not fits or (not self.repeat and sum(plan) != self.budget):
+        free = self.method.strategy == "repeat"
+        if not fits or (not free and sum(plan) != self.budget):
             raise ValueError(
                 f"schedule has {len(plan)} steps and {sum(plan)} scalars; it needs "
                 f"total_steps={self.total_steps} whole numbers from 0 to {most}"
-                + ("" if self.repeat else f" with the sum budget={self.budget}")
+                + ("" if free else f" with the sum budget={self.budget}")
             )
         return plan
 
@@ -95,7 +96,7 @@ class UnmaskingController(Controller):
         return max(0, sum(self.plan[: self.step + 1]) - self.chosen)
 
     def joined(self) -> Tensor:
-        """(T, tensors): how many scalars joined at each step; with "repeat", for the last time."""
+        """(T, tensors): how many scalars joined at each step; with "repeat" for the last time."""
         counts = []
         for pool in self.pools.values():
             at = pool.born[pool.born > 0].long().cpu() - 1
@@ -116,16 +117,14 @@ class UnmaskingController(Controller):
         for pool in self.pools.values():
             pool.hold()
         if self.clock is not None:
-            self.clock.before(
-                [(p.parameter, p.own(self.step + 2)) for p in self.pools.values()]
-            )
+            self.clock.before([(p.parameter, p.own(self.step + 2)) for p in self.pools.values()])
 
     def score(self, pool: Any, gradient: Tensor | None) -> Tensor:
         """The scores of one tensor's scalars, flat, in memory order."""
         if gradient is None:  # the loss does not reach it
             return torch.full((pool.size,), choice.LEFT_OUT)
         scores = self._rank(gradient, pool.weight())
-        if self.repeat:
+        if self.method.strategy == "repeat":
             index, own_gradient, values = pool.moving()
             scores[index] = self._rank(own_gradient, values).to(scores.dtype)
         else:
@@ -222,7 +221,6 @@ class Entries:
         """Of the tensors in :meth:`state`."""
         return self.count
 
-
     @property
     def active(self) -> int:
         """Scalars that the coming step moves."""
@@ -315,8 +313,9 @@ def still(p: Tensor, held: Tensor, moves: Tensor, optimizer: torch.optim.Optimiz
 class EntriesController(UnmaskingController):
     """The controller of adapted layers.
 
-    The frozen weights stand in the optimizer's groups too, beside the entries, so that ``zero_grad``
-    and a ``GradScaler`` reach their gradient; at a step they have none and stay.
+    The frozen weights stand in the optimizer's groups too, beside the entries, so that its
+    ``zero_grad`` and a ``GradScaler`` reach their gradient; at a step they have none and stay.
+    Load an optimizer's state after ``attach``, since it names these groups.
     """
 
     def __init__(
@@ -327,7 +326,7 @@ class EntriesController(UnmaskingController):
         total_steps: int | None,
         **options: Any,
     ):
-        repeat = method.strategy == "repeat"
+        repeat = method.strategy != "increment"
         pools = {name: Entries(name, placed, repeat) for name, placed in sites.items()}
         layers = {name: placed.layer.adapter for name, placed in sites.items()}
         super().__init__(method, pools, layers, optimizer, total_steps, **options)
