@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -65,6 +66,7 @@ class UnmaskingController(Controller):
         self.plan = choice.planned(method.schedule, self.budget, total_steps)
         if schedule is not None:
             self.plan = self._checked(schedule)
+        self.ends = [*itertools.accumulate(self.plan)]
         self.generator = generator or torch.Generator().manual_seed(0)
         self.clock = OwnClock(optimizer) if method.clock == "own" else None
         self.updates, self.line = 0, choice.LEFT_OUT
@@ -93,7 +95,7 @@ class UnmaskingController(Controller):
             return 0
         if self.repeat:
             return self.plan[self.step]
-        return max(0, sum(self.plan[: self.step + 1]) - self.chosen)
+        return max(0, self.ends[self.step] - self.chosen)
 
     def joined(self) -> Tensor:
         """(T, tensors): how many scalars joined at each step; with "repeat" for the last time."""
