@@ -99,6 +99,18 @@ def logits(model: nn.Module, x: Tensor) -> Tensor:
     return getattr(output, "logits", output)
 
 
+def begin(adapted, x: Tensor) -> None:
+    """Let a method that starts with nothing to train choose, in a step that moves nothing."""
+    if any(p.numel() for p in adapted.parameters()):
+        return
+    optimizer = torch.optim.SGD(adapted.parameters(), lr=0.0)
+    adapted.attach(optimizer, total_steps=1)
+    output = adapted.model(x)
+    getattr(output, "logits", output).square().mean().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
 def shake(parameters, seed: int = 0, size: float = 0.1) -> None:
     """Move parameters from their start, as training would."""
     generator = torch.Generator().manual_seed(seed)

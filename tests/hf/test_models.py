@@ -8,7 +8,7 @@ from torch import nn
 
 import toolkit
 from tests.contracts.rooms import ADAPTING, small
-from tests.hf.models import bert, convnet, gpt2, images, logits, shake, tokens
+from tests.hf.models import begin, bert, convnet, gpt2, images, logits, shake, tokens
 from toolkit import LoRA, adapt
 from toolkit.core.declare.catalogue import catalogue
 
@@ -34,6 +34,7 @@ def test_a_round_through_every_state(name, slug, tmp_path):
     adapted = adapt(model, METHODS[slug], targets)
     assert len(adapted.sites) == layers
     torch.testing.assert_close(logits(model, x), base, rtol=1e-6, atol=1e-6)
+    begin(adapted, x)
     shake(adapted.parameters())
     expected = logits(model, x)
     assert not torch.allclose(expected, base, atol=1e-3)
