@@ -8,7 +8,7 @@ others, and a file holds (index, value) pairs:
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,7 @@ class MaskLayer(nn.Module):
     """
 
     index: Tensor
+    may_be_empty: ClassVar[bool] = False
 
     def __init__(self, site: Site, mask: Tensor):
         super().__init__()
@@ -39,7 +40,7 @@ class MaskLayer(nn.Module):
             )
         laid_out = site.to_weight(mask.to(site.device, torch.bool)).reshape(-1)
         index = laid_out.nonzero()[:, 0]
-        if not len(index):
+        if not len(index) and not self.may_be_empty:
             raise ValueError(f"mask of {site.name!r} lets no entry move; leave the site out")
         self.site = site
         self.register_buffer("index", index)
@@ -47,7 +48,7 @@ class MaskLayer(nn.Module):
 
     def merged(self, base: nn.Module) -> dict[str, Tensor]:
         old = frozen(base, self.site.parameter, self.site.name)
-        new = old.reshape(-1).index_put((self.index,), self.values.to(old.dtype))
+        new = old.reshape(-1).scatter(0, self.index, self.values.to(old.dtype))
         return {self.site.parameter: with_padding(base, self.site, new.view(old.shape))}
 
     def forward(self, base: nn.Module, *args: Any, **kwargs: Any) -> Any:

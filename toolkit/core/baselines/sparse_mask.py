@@ -3,9 +3,9 @@ r"""Train only some entries of a weight: the smallest, the largest, or those tha
 .. math:: M_{ij} = 1 \text{ for the share } p \text{ of entries with the highest score},\qquad
     W = W_0 + M \odot \Delta
 
-Scores: :math:`-|w|` ("smallest"), :math:`|w|` ("largest"), or :math:`\sum_b g_b^2` on data
-("fisher", Sung, Nair, Raffel, *Training Neural Networks with Fixed Sparse Masks*, arXiv
-2111.09839).
+Scores: :math:`-|w|` ("smallest"), :math:`|w|` ("largest"), a uniform draw ("random"), and on data
+:math:`\sum_b g_b^2` ("fisher", Sung, Nair, Raffel, *Training Neural Networks with Fixed Sparse
+Masks*, arXiv 2111.09839) or :math:`|\sum_b g_b|` ("gradient").
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ class SparseMask(Declared):
 
     Args:
         share: share p of the entries that move. Source: arXiv 2111.09839, 0.005.
-        by: what is ranked; "fisher" needs ``adapt(..., batches=, loss=)``. Source: arXiv
-            2111.09839, fisher.
+        by: what is ranked; "fisher" and "gradient" need ``adapt(..., batches=, loss=)``. Source:
+            arXiv 2111.09839, fisher.
     """
 
     share: Annotated[float, Range(0.0, 1.0, log=True, open_low=True)] = 0.01
-    by: Literal["smallest", "largest", "fisher"] = "largest"
+    by: Literal["smallest", "largest", "random", "fisher", "gradient"] = "largest"
 
     info: ClassVar[Info] = Info(
         slug="sparse_mask",
@@ -55,12 +55,19 @@ class SparseMask(Declared):
     @property
     def scores(self) -> str | None:
         """What must be measured on data before building."""
-        return "fisher" if self.by == "fisher" else None
+        return self.by if self.by in ("fisher", "gradient") else None
 
     def build(self, site: Site, generator: torch.Generator | None = None) -> MaskLayer:
         assert site.weight is not None
-        score = site.scores if self.by == "fisher" else site.to_matrix(site.weight).abs()
+        if self.by == "random":
+            where = generator.device if generator is not None else "cpu"
+            shape = (site.rows, site.cols)
+            score = torch.rand(shape, generator=generator, device=where).to(site.device)
+        else:
+            score = site.to_matrix(site.weight).abs() if self.scores is None else site.scores
         assert score is not None
+        if bool(score.isnan().any()):
+            raise ValueError(f"layer {site.name!r}: its scores hold NaN, so nothing can be ranked")
         return MaskLayer(site, top(-score if self.by == "smallest" else score, self.count(site)))
 
     def count(self, site: Site) -> int:

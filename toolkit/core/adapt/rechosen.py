@@ -1,0 +1,122 @@
+r"""A mask whose choice is made again during training.
+
+Entries that leave the choice keep the value they have and stay still; entries that come back, or
+come for the first time, go on from the value that the weight has:
+
+.. math:: W_{ij} = v_k \text{ if chosen now}, \quad h_l \text{ if it was chosen before}, \quad
+    W_{0,ij} \text{ else}
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from toolkit.core.adapt.forwards import frozen
+from toolkit.core.adapt.mask import MaskLayer
+from toolkit.core.adapt.sites import Site, with_padding
+
+
+class RechosenLayer(MaskLayer):
+    """Entries of one weight that move now, and those that moved before.
+
+    ``values`` (k,) train and lie at ``index`` (k,), ascending; ``held`` (h,) stay still and lie at
+    ``left`` (h,). Places count through the weight in the layer's own layout, in 32 bits where that
+    is enough. Both may be empty.
+
+    Args:
+        site: where; it holds the frozen weight.
+        mask: True where an entry of the (m, n) matrix may move at the start.
+    """
+
+    left: Tensor
+    held: Tensor
+    may_be_empty: ClassVar[bool] = True
+
+    def __init__(self, site: Site, mask: Tensor):
+        super().__init__(site, mask)
+        narrow = site.rows * site.cols < 2**31
+        self.index = self.index.to(torch.int32 if narrow else torch.int64)
+        self.register_buffer("left", self.index[:0].clone())
+        self.register_buffer("held", self.values.detach()[:0].clone())
+
+    def merged(self, base: nn.Module) -> dict[str, Tensor]:
+        old = frozen(base, self.site.parameter, self.site.name)
+        index, values = self.index.long(), self.values
+        if len(self.left):
+            index = torch.cat([self.left.long(), index])
+            values = torch.cat([self.held, values])
+        new = old.reshape(-1).scatter(0, index, values.to(old.dtype))
+        return {self.site.parameter: with_padding(base, self.site, new.view(old.shape))}
+
+    @torch.no_grad()
+    def choose(self, index: Tensor, base: nn.Module) -> Tensor:
+        """Let other entries move from now on; ``values`` becomes a new parameter.
+
+        Args:
+            index: (k',) places, each once.
+            base: the frozen layer, for entries that never moved.
+
+        Returns:
+            (k',) for each entry its place among those that moved until now, or -1, in ascending
+            order of ``index``.
+
+        Raises:
+            ValueError: places outside the weight, or one named twice.
+        """
+        index = index.to(self.index.device, torch.int64).sort().values
+        self._refuse(index)
+        moving, still = self.index.long(), self.left.long()
+        old = frozen(base, self.site.parameter, self.site.name).reshape(-1)
+        known = torch.cat([moving, still])
+        worth = torch.cat([self.values.detach(), self.held])
+        order = known.argsort()
+        at = place(known[order], index)
+        values = old[index].to(worth.dtype)
+        values[at >= 0] = worth[order][at[at >= 0]]
+        gone = place(index, known) < 0
+        left, rows = known[gone].sort()
+        self.left, self.held = left.to(self.index.dtype), worth[gone][rows]
+        came = place(moving, index)
+        self.index = index.to(self.index.dtype)
+        self.values = nn.Parameter(values)
+        return came
+
+    def _refuse(self, index: Tensor) -> None:
+        size = self.site.rows * self.site.cols
+        if index.numel() and not (int(index[0]) >= 0 and int(index[-1]) < size):
+            raise ValueError(f"{self.site.name!r}: a choice outside its {size} entries")
+        if bool((index[1:] == index[:-1]).any()):
+            raise ValueError(f"{self.site.name!r}: a choice names an entry twice")
+
+    @torch.no_grad()
+    def resize(self, state: dict[str, Tensor]) -> None:
+        super().resize(state)
+        left = state.get("left", self.left)
+        both = torch.cat([state.get("index", self.index).to(left.device), left])
+        size = self.site.rows * self.site.cols
+        if left.numel() and not (int(left.min()) >= 0 and int(left.max()) < size):
+            raise IndexError(f"left names entries outside the {size} of the weight")
+        if len(both.unique()) != both.numel():
+            raise IndexError("index and left name an entry twice")
+        if left.shape != self.left.shape:
+            self.left = self.left.new_zeros(left.shape)
+            self.held = self.held.new_zeros(left.shape)
+
+    @property
+    def changed(self) -> int:
+        """Numbers of the weight that may differ from the base: those that move or ever moved."""
+        return len(self.index) + len(self.left)
+
+    def facts(self) -> dict[str, Any]:
+        return {"moving": len(self.index), "held": len(self.left)}
+
+
+def place(known: Tensor, wanted: Tensor) -> Tensor:
+    """Where each wanted number stands in an ascending list, or -1 where it does not."""
+    if not len(known):
+        return torch.full_like(wanted, -1)
+    at = torch.searchsorted(known, wanted).clamp_(max=len(known) - 1)
+    return torch.where(known[at] == wanted, at, -1)
