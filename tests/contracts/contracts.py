@@ -22,6 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import toolkit
 from tests.contracts import refusals, surroundings
 from tests.contracts.rooms import Case
+from toolkit.core.adapt import handles
 from toolkit.core.adapt import load as loading
 from toolkit.core.adapt.layer import AdaptedLayer
 from toolkit.core.declare.catalogue import catalogue
@@ -81,9 +82,8 @@ def frozen_stays(case: Case) -> None:
     ours = {id(p) for p in adapted.parameters()}
     frozen = {n: p for n, p in adapted.model.named_parameters() if id(p) not in ours}
     before = {n: p.detach().clone() for n, p in frozen.items()}
-    buffers = {
-        n: b.clone() for s in adapted.sites.values() for n, b in s.layer.base.named_buffers()
-    }
+    # the bases' own: one of attention holds another adapted layer, whose adapter may have buffers
+    buffers = {n: b.clone() for n, b in handles.buffers(adapted.model)}
     optimizer = torch.optim.AdamW(adapted.model.parameters(), lr=0.1, weight_decay=0.5)
     adapted.attach(optimizer, total_steps=20)
     for number in range(3):
@@ -91,8 +91,7 @@ def frozen_stays(case: Case) -> None:
         case.loss(adapted.model, number).backward()
         optimizer.step()
     same_tensors({n: p.detach() for n, p in frozen.items()}, before, "frozen")
-    after = {n: b for s in adapted.sites.values() for n, b in s.layer.base.named_buffers()}
-    same_tensors(after, buffers, "frozen buffers")
+    same_tensors(dict(handles.buffers(adapted.model)), buffers, "frozen buffers")
     thawed = [n for n, p in frozen.items() if p.requires_grad or p.grad is not None]
     assert not thawed, f"frozen tensors were thawed: {thawed}"
 

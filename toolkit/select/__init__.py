@@ -1,0 +1,1 @@
+"""Methods that choose which of the existing weights move."""
