@@ -119,9 +119,10 @@ class KernelLayer(WeightLayer):
     def delta(self) -> Tensor:
         """What is added to the weight, (m, n)."""
         share = self._share
-        return self._again(lambda *tensors: self._formed(share, tensors), *self.tensors())
+        return self._again(lambda *tensors: self.formed(share, tensors), *self.tensors())
 
-    def _formed(self, share: float, tensors: tuple[Tensor, ...]) -> Tensor:
+    def formed(self, share: float, tensors: tuple[Tensor, ...]) -> Tensor:
+        """:meth:`delta` of these tensors, with that share of it dropped."""
         change = KERNELS[self.kernel](*tensors).T
         return change if self.dense else sparsify(change, share, self.like)
 
@@ -146,7 +147,7 @@ class KernelLayer(WeightLayer):
         y, given = base(x), F.dropout(x, self.dropout) if drops else x
 
         def branch(x: Tensor, *tensors: Tensor) -> Tensor:
-            delta = self._formed(share, tensors)
+            delta = self.formed(share, tensors)
             if delta.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
                 delta = delta.to(x.dtype)
             return F.linear(x, delta)
