@@ -22,6 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import toolkit
 from tests.contracts import refusals, surroundings
 from tests.contracts.rooms import Case
+from toolkit.core.adapt import handles
 from toolkit.core.adapt import load as loading
 from toolkit.core.adapt.layer import AdaptedLayer
 from toolkit.core.declare.catalogue import catalogue
@@ -75,19 +76,14 @@ def every_tensor_learns(case: Case) -> None:
     assert not asleep, f"no gradient within two steps: {sorted(asleep)}"
 
 
-def _base_buffers(adapted) -> list[tuple[str, Tensor]]:
-    """Of the frozen layers, without those of an adapter that lies inside one."""
-    named = [pair for s in adapted.sites.values() for pair in s.layer.base.named_buffers()]
-    return [(name, b) for name, b in named if "adapter" not in name.split(".")]
-
-
 def frozen_stays(case: Case) -> None:
     """Bit for bit, though the optimizer is given every tensor and decays weights."""
     adapted = case.adapt()
     ours = {id(p) for p in adapted.parameters()}
     frozen = {n: p for n, p in adapted.model.named_parameters() if id(p) not in ours}
     before = {n: p.detach().clone() for n, p in frozen.items()}
-    buffers = {n: b.clone() for n, b in _base_buffers(adapted)}
+    # the bases' own: one of attention holds another adapted layer, whose adapter may have buffers
+    buffers = {n: b.clone() for n, b in handles.buffers(adapted.model)}
     optimizer = torch.optim.AdamW(adapted.model.parameters(), lr=0.1, weight_decay=0.5)
     adapted.attach(optimizer, total_steps=20)
     for number in range(3):
@@ -95,7 +91,7 @@ def frozen_stays(case: Case) -> None:
         case.loss(adapted.model, number).backward()
         optimizer.step()
     same_tensors({n: p.detach() for n, p in frozen.items()}, before, "frozen")
-    same_tensors(dict(_base_buffers(adapted)), buffers, "frozen buffers")
+    same_tensors(dict(handles.buffers(adapted.model)), buffers, "frozen buffers")
     thawed = [n for n, p in frozen.items() if p.requires_grad or p.grad is not None]
     assert not thawed, f"frozen tensors were thawed: {thawed}"
 

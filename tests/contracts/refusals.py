@@ -80,14 +80,16 @@ def warns_of_a_rank_above_the_layer(case: Case) -> None:
     (start,) = names
     layers = adapt(case.base(), case.method, case.targets).sites.values()
     most = min(min(s.site.rows, s.site.cols) for s in layers)
-    ranks = _ranks_off(case) | {start: most + 1}
+    above = most + 1
+    above += -above % getattr(case.method, "pieces", 1)  # a rank may have to be a multiple
+    ranks = _ranks_off(case) | {start: above}
     if start == "init_rank":  # where ranks only grow, the target is not below the start
-        ranks["target_rank"] = max(ranks["target_rank"], most + 1)
+        ranks["target_rank"] = max(ranks["target_rank"], above)
     method = type(case.method)(**ranks)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         adapted = adapt(case.base(), method, case.targets)
-    words = f"rank {most + 1} "
+    words = f"rank {above} "
     assert any(words in str(w.message) and f"at most {most}" in str(w.message) for w in told)
     assert sum(p.numel() for p in adapted.parameters()) == sum(
         method.count(s.site) for s in adapted.sites.values()
