@@ -9,7 +9,6 @@ Schema 2 of ``<slug>.<scale>.json`` is written by the lab's store. Read here are
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 from toolkit.core.evidence.declaration import SCHEMA
 from toolkit.core.evidence.judging import blocks_disagree
 from toolkit.core.evidence.verdicts import NOT_TESTABLE, UNSTABLE, combine, verdict
+from toolkit.core.io import read_json
 
 SCALES = ("ci", "cpu", "gpu")
 RESULTS_VARIABLE = "TOOLKIT_RESULTS"
@@ -44,11 +44,9 @@ def load_results(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 def _load(path: Path) -> dict[str, Any]:
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"{path.name} is not readable JSON ({error}): record the chapter again."
-        ) from error
+        record = read_json(path)
+    except ValueError as error:
+        raise ValueError(f"{error}: record the chapter again.") from error
     schema = record.get("schema") if isinstance(record, dict) else None
     if schema != SCHEMA:
         raise ValueError(
