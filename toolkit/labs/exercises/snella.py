@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -11,7 +13,7 @@ from toolkit.select.snella.allocation import share_out
 from toolkit.select.snella.snell import SNELL
 
 
-def _growth(like: str) -> float:
+def _growth(like: Any) -> float:
     """By how much the kept change grows when every number of both factors doubles."""
     method = SNELL(rank=4, sparsity=0.9, like=like)
     draw = torch.Generator().manual_seed(0)
