@@ -89,7 +89,7 @@ def planned(
 ) -> Plan:  # fmt: skip
     """The plan of SPT, of its modules or entries alone, or of the same decisions elsewhere."""
     half = HALVES.get(arm, "both")
-    method = SPT(budget=budget, rank=rank, half=half, **STILL)
+    method = SPT(budget=budget, rank=rank, half=half, **STILL)  # type: ignore[arg-type]
     plan = method.plan(model, batches, loss, targets, train=train)
     if arm != "elsewhere":
         return plan
@@ -448,7 +448,7 @@ def facts(found: Found) -> list[Fact]:
 
 def method_total(plan: Plan, seed: int) -> int:
     """What the decisions of a plan cost with its scores at other places."""
-    method = SPT(budget=BUDGET, rank=3, **STILL)
+    method = SPT(budget=BUDGET, rank=3, **STILL)  # type: ignore[arg-type]
     return allocate(method, elsewhere(plan.scores, seed)).total
 
 
