@@ -59,12 +59,16 @@ def settings(entry: Any) -> dict[str, Any]:
     return chosen | getattr(entry.method, "benchmark", {})
 
 
+def _made(entry: Any) -> Any:
+    return entry.method(**settings(entry))
+
+
 def methods() -> dict[str, Callable[[], Any]]:
     """Name -> what makes the method: those of the part at 1 %, and the plain choices."""
     found: dict[str, Callable[[], Any]] = {}
     for entry in catalogue():
         if entry.part == "select":
-            found[entry.slug] = lambda e=entry: e.method(**settings(e))
+            found[entry.slug] = partial(_made, entry)
     for by in ("random", "smallest", "largest", "fisher", "gradient"):
         found[by] = partial(SparseMask, share=SHARE, by=by)
     return found | {"choice made again": partial(Again, share=SHARE)}
