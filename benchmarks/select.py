@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -48,22 +48,30 @@ class AgainController(ChoiceController):
         super().after_step()
 
 
-def settings(method: type) -> dict[str, Any]:
-    """Hyperparameters of a method at 1 % of the entries, as far as it declares a share."""
-    known = {h.name for h in next(e for e in catalogue() if e.method is method).hyperparameters}
-    wanted = {"share": SHARE, "budget": SHARE, "rank_weight": 0.0}
-    return {name: value for name, value in wanted.items() if name in known}
+def settings(entry: Any) -> dict[str, Any]:
+    """Hyperparameters at 1 % of the entries, as far as a method declares them by these names.
+
+    A method that needs others says so in a class attribute ``benchmark``.
+    """
+    known = {h.name for h in entry.hyperparameters}
+    wanted = {"share": SHARE, "rank_weight": 0.0}
+    chosen = {name: value for name, value in wanted.items() if name in known}
+    return chosen | getattr(entry.method, "benchmark", {})
 
 
-def methods() -> dict[str, Any]:
-    """Name -> method: those of the part at a share of 1 %, and the plain choices."""
-    found: dict[str, Any] = {}
+def _made(entry: Any) -> Any:
+    return entry.method(**settings(entry))
+
+
+def methods() -> dict[str, Callable[[], Any]]:
+    """Name -> what makes the method: those of the part at 1 %, and the plain choices."""
+    found: dict[str, Callable[[], Any]] = {}
     for entry in catalogue():
         if entry.part == "select":
-            found[entry.slug] = entry.method(**settings(entry.method))
+            found[entry.slug] = partial(_made, entry)
     for by in ("random", "smallest", "largest", "fisher", "gradient"):
-        found[by] = SparseMask(share=SHARE, by=by)
-    return found | {"choice made again": Again(share=SHARE)}
+        found[by] = partial(SparseMask, share=SHARE, by=by)
+    return found | {"choice made again": partial(Again, share=SHARE)}
 
 
 def scoring(batch: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -71,8 +79,8 @@ def scoring(batch: Mapping[str, Tensor]) -> dict[str, Any]:
     return {"batches": [batch], "loss": lambda model, one: model(**one).loss}
 
 
-def ours(base: nn.Module, method: Any, batch: dict[str, Tensor]) -> Arm:
-    model = copy.deepcopy(base)
+def ours(base: nn.Module, make: Callable[[], Any], batch: dict[str, Tensor]) -> Arm:
+    model, method = copy.deepcopy(base), make()
     more = scoring(batch) if getattr(method, "scores", None) else {}
     adapted = adapt(model, method, is_target, **more)
     optimizer = torch.optim.AdamW(adapted.parameters(), lr=1e-4)
@@ -114,7 +122,7 @@ def steps(base: nn.Module, batch: dict[str, Tensor], rounds: int, facts: dict) -
         "full": partial(full, base, batch),
         "shira": partial(shira, base, batch),
     }
-    makers |= {name: partial(ours, base, m, batch) for name, m in methods().items()}
+    makers |= {name: partial(ours, base, make, batch) for name, make in methods().items()}
     arms = each(makers)
     stepping = {name: arm.step for name, arm in arms.items()}
     times = alternate(stepping, rounds, 1, torch.device("cpu"), settle=1, repeat=2)
@@ -150,8 +158,7 @@ def _training_bytes(arm: Arm) -> int:
 def saving(base: nn.Module, batch: dict[str, Tensor], rounds: int, facts: dict) -> None:
     """Size and time of the file of one task, beside SHiRA's: ratio = SHiRA / ours, per entry."""
     model = copy.deepcopy(base)
-    method = methods()["sara"]
-    adapted = adapt(model, method, is_target)
+    adapted = adapt(model, methods()["sara"](), is_target)
     adapted.calm()
     peer = shira(base, batch)
     count = sum(p.numel() for p in adapted.parameters())

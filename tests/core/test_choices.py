@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from toolkit import adapt
+from benchmarks import select
+from toolkit import adapt, catalogue
 from toolkit.core.adapt.rechosen import RechosenLayer
 from toolkit.core.adapt.sites import describe
 from toolkit.core.adapt.sparse import delta
@@ -244,3 +245,21 @@ def test_choices_of_equal_count_by_chance_and_by_the_gradient() -> None:
                 nn.Sequential(nn.Linear(3, 2)), SparseMask(by=by),
                 batches=[torch.full((1, 3), float("nan"))], loss=options["loss"],
             )  # fmt: skip
+
+
+def test_the_benchmark_takes_every_method_of_the_part_and_the_plain_choices() -> None:
+    makers = select.methods()
+    assert {e.slug for e in catalogue() if e.part == "select"} <= makers.keys()
+    assert {"random", "smallest", "largest", "fisher", "gradient"} <= makers.keys()
+    assert makers["sara"]().share == select.SHARE
+    model = nn.Sequential(nn.Linear(30, 40))
+    adapted = adapt(model, makers["choice made again"]())
+    optimizer = torch.optim.AdamW(adapted.parameters(), lr=0.1)
+    adapted.attach(optimizer)
+    before = adapted.adapters["0"].index.clone()
+    model(torch.ones(2, 30)).sum().backward()
+    optimizer.step()
+    after = adapted.adapters["0"].index
+    assert 0 < len(after) <= len(before)
+    assert not torch.equal(after, before)
+    assert len(optimizer.state[adapted.parameters()[0]]["exp_avg"]) == len(after)
