@@ -31,7 +31,7 @@ from toolkit.core.declare.info import Info
 from toolkit.select.spt.plan import Plan, make
 from toolkit.select.spt.structured import StructuredLayer
 
-Easiness = Annotated[float, Range(0.0, 1e12, open_low=True)]
+Easiness = Annotated[float, Range(0.0, open_low=True)]
 
 
 @dataclass(frozen=True)
