@@ -1,8 +1,7 @@
 // Adds the filters of the claims ledger. Without JavaScript every chapter can be opened by hand.
 (() => {
   const FEW = 12; // so many claims are shown at once when a filter leaves no more
-  const OWNERS = { paper: "the paper", code: "the published code", ours: "our own question",
-                   unsaid: "not stated" };
+  const OWNERS = { paper: "the paper", code: "the published code", ours: "our own question" };
   const ORDER = ["holds", "direction only", "open", "not testable here",
                  "no difference that matters", "refuted here", "mixed", "unstable"];
 

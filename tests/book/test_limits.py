@@ -1,4 +1,4 @@
-"""Chapters keep the limits of their form; those of the first form, which exceed them, are named."""
+"""Chapters keep the limits of their form, and each limit is seen failing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from book.engine.practice import has_practice
 from book.engine.project import Chapter, Project
 from book.engine.source import Source, read
 from tests.book import limits
@@ -20,9 +19,7 @@ from toolkit.core import show
 
 PROJECT = Project(REPOSITORY)
 CHAPTERS = list(PROJECT.chapters.values())
-NEW = [c for c in CHAPTERS if has_practice(read(c))]
-FIRST_FORM = [c for c in CHAPTERS if c not in NEW]
-SAMPLE = (NEW or CHAPTERS)[0]
+SAMPLE = CHAPTERS[0]
 named = {"ids": lambda chapter: chapter.slug}
 
 
@@ -32,14 +29,9 @@ def problems(chapter: Chapter) -> list[str]:
     return limits.of_source(read(chapter), text) + limits.of_page(page)
 
 
-@pytest.mark.parametrize("chapter", NEW, **named)
+@pytest.mark.parametrize("chapter", CHAPTERS, **named)
 def test_sources_and_pages_keep_the_limits(chapter: Chapter) -> None:
     assert problems(chapter) == []
-
-
-@pytest.mark.parametrize("chapter", FIRST_FORM, **named)
-def test_chapters_of_the_first_form_exceed_them(chapter: Chapter) -> None:
-    assert problems(chapter)
 
 
 def seen(browser, site, chapter: Chapter) -> tuple[list[str], list[str]]:
@@ -51,17 +43,9 @@ def seen(browser, site, chapter: Chapter) -> tuple[list[str], list[str]]:
 
 
 @pytest.mark.browser
-@pytest.mark.parametrize("chapter", NEW, **named)
+@pytest.mark.parametrize("chapter", CHAPTERS, **named)
 def test_readers_see_fifteen_screens_and_the_card_on_the_first(browser, site, chapter) -> None:
     assert seen(browser, site, chapter) == ([], [])
-
-
-@pytest.mark.browser
-@pytest.mark.parametrize("chapter", FIRST_FORM[:1], **named)
-def test_a_page_of_the_first_form_is_too_long(browser, site, chapter) -> None:
-    wide, _ = seen(browser, site, chapter)
-    assert any("screens" in problem for problem in wide)
-    assert "no card" in wide
 
 
 def changed(code: str = "", prose: str = "") -> Source:

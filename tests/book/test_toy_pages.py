@@ -113,10 +113,28 @@ def test_map_lists_the_catalogue_and_links_its_chapters(browser, toy):
         seen.page.wait_for_url(f"**/{CHAPTER}")
 
 
-def test_colab_button_follows_the_repository_address(browser, toy):
+def test_on_a_phone_the_map_is_cards_whose_labels_are_the_heads(browser, toy):
+    told = """() => {
+      const table = document.querySelector(".method-map table");
+      const cells = [...table.querySelector("tbody tr").cells];
+      return {
+        over: table.scrollWidth - table.parentElement.clientWidth,
+        heads: [...table.querySelectorAll("thead th")].map(h => h.textContent.trim()),
+        labels: cells.map(c => getComputedStyle(c, "::before").content),
+      };
+    }"""
+    with visit(browser, toy, "book/map.html", 390) as seen:
+        found = seen.page.evaluate(told)
+    assert found["over"] <= 0
+    assert found["labels"] == ["none", *(f'"{name}"' for name in found["heads"][1:])]
+
+
+def test_launch_buttons_follow_the_repository_address(browser, toy):
     with visit(browser, toy, CHAPTER) as seen:
-        found = seen.page.locator("a[href*='colab.research']").first.get_attribute("href")
-        assert found.endswith("/blob/main/book/notebooks/lowrank/lora.ipynb")
+        for host, place in (("colab.research", "/blob/main/"), ("mybinder.org", "/main?urlpath=")):
+            found = seen.page.locator(f"a[href*='{host}']").first.get_attribute("href")
+            assert place in found
+            assert found.endswith("book/notebooks/lowrank/lora.ipynb")
 
 
 def test_solution_boxes_open(browser, toy):

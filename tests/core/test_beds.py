@@ -17,7 +17,6 @@ from toolkit.core.train.fit import dress, fit, optimise
 from toolkit.labs import trials
 from toolkit.labs.beds import sentences as text_beds
 from toolkit.labs.beds import tasks as beds
-from toolkit.labs.lowrank import arms as shared_arms
 
 
 def test_planted_teachers_are_those_of_the_adalora_chapter() -> None:
@@ -156,11 +155,6 @@ def test_tuning_walks_on_while_the_best_lies_on_the_edge() -> None:
     assert len(found["farther"].scores) == 5
     assert found["farther"].on_edge
     assert len(every) == 2 * (3 + 5 + 5)
-    rows = trials.taken(every, found)
-    assert sorted(rows.groupby("arm").size()) == [2, 2, 2]
-    assert set(rows[rows.arm == "far"].rate.round(12)) == {1e-3}
-    table = trials.rate_table(found)
-    assert list(table.taken) == ["0.01", "0.001", "0.00032 (edge)"]
 
 
 def test_tuning_never_looks_at_the_test_result() -> None:
@@ -196,16 +190,6 @@ def test_rows_keep_the_order_of_the_jobs() -> None:
     assert list(table.seed) == [5, 6, 5, 6]
     assert isinstance(table, pd.DataFrame)
     assert set(table.columns) == {"best", "rate", "seed", "validation", "test"}
-
-
-def test_the_arms_end_with_equal_ranks() -> None:
-    arms, start = shared_arms.planted(total=10)
-    assert arms.keys() == start.keys()
-    assert 5 * arms["lora"]["method"].rank == arms["adalora"]["method"].total_rank == 10
-    arms, start = shared_arms.texts("sst2", 20, 0)
-    assert arms["adalora"]["method"].target_rank == arms["lora"]["method"].rank
-    with pytest.raises(ValueError, match="multiple"):
-        shared_arms.planted(total=7)
 
 
 def tiny_task() -> text_beds.TextTask:

@@ -8,7 +8,7 @@ import pytest
 
 from toolkit.core import evidence
 from toolkit.core.evidence import verdicts
-from toolkit.core.evidence.verdicts import false_chance, missed_chance, strongest
+from toolkit.core.evidence.verdicts import false_chance, missed_chance
 
 HOLDS, DIRECTION, OPEN, UNTESTABLE, NO_DIFFERENCE, REFUTED = evidence.VERDICTS
 TINY = 1e-9
@@ -115,8 +115,6 @@ def test_over_all_combinations_of_up_to_four_conditions():
 def test_unknown_verdicts_are_refused(words):
     with pytest.raises(ValueError, match="one or more"):
         evidence.combine(words)
-    with pytest.raises(ValueError, match="one or more"):
-        strongest(words)
 
 
 # ---------------------------------------------------------------- what would settle it

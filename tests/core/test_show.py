@@ -303,6 +303,25 @@ def explore(frame=None, **change):
     return show.explorer(grid() if frame is None else frame, **(call | change))
 
 
+def bars(names, kinds):
+    """The place and offset of the bars of an explorer over names."""
+    rows = [(n, k, v) for v, (n, k) in enumerate(zip(names, kinds, strict=True))]
+    frame = pd.DataFrame(rows, columns=["name", "kind", "share"])
+    spec = show.explorer(frame, "name", "share", "kind", title="t", alt="a").spec
+    layers = spec.get("layer", [spec])
+    return layers[0]["encoding"]
+
+
+def test_bars_of_many_names_have_slanted_labels_and_one_series_a_name_is_as_wide_as_can_be():
+    many = [f"a variant of LoRA, number {n}" for n in range(8)]
+    found = bars(many, ["ours"] * 4 + ["theirs"] * 4)
+    assert found["x"]["axis"]["labelAngle"] == -40
+    assert "xOffset" not in found
+    few = bars(["one", "two", "one", "two"], ["ours", "ours", "theirs", "theirs"])
+    assert few["x"]["axis"]["labelAngle"] == 0
+    assert few["xOffset"]["field"] == "series"
+
+
 def test_even_numbers_get_a_slider_and_the_rest_a_list():
     spec = explore(start={"score": "b"}, labels={"budget": "final budget"}).spec
     slider, choice = spec["params"]

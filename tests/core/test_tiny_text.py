@@ -8,14 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from toolkit import LoRA
+from toolkit import AdaLoRA, LoRA
 from toolkit.core import nets
 from toolkit.core.nets import transformer
 from toolkit.core.train.fit import dress
 from toolkit.diagnose.longtail_bias.adaptformer import add_adaptformer
 from toolkit.labs.beds import sentences as text_beds
 from toolkit.labs.beds import tiny_text
-from toolkit.labs.lowrank import arms as shared_arms
 
 
 @pytest.fixture(autouse=True)
@@ -84,10 +83,10 @@ def test_added_masks_do_as_true_and_false() -> None:
 
 @pytest.mark.parametrize("name", ["sst2", "cola"])
 def test_every_arm_takes_the_code_path_of_the_real_texts(name: str) -> None:
-    arms, _ = shared_arms.texts(name, 6, 0, tiny=True)
-    for arm, job in arms.items():
-        record = text_beds.text_run(**job, rate=1e-2, seed=0)
-        assert {"validation", "test", "trained"} <= set(record), arm
+    task = text_beds.text_task(name, train=20, validation=8, test=12, seed=0, tiny=True)
+    for method in (None, LoRA(rank=2), AdaLoRA(rank=3, target_rank=2, warmup=1, final=2)):
+        record = text_beds.text_train(task, method, 1e-2, 0, steps=6)[2]
+        assert {"validation", "test", "trained"} <= set(record)
     model = text_beds.upper_blocks(tiny=True)
     handle, _ = dress(model, LoRA(rank=2), 0, ["blocks.*"])
     ends = [site.rsplit(".", 2)[-2:] for site in handle.sites]

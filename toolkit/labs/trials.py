@@ -1,6 +1,6 @@
-"""Runs of many arms as rows of one table, as the chapters without a lab call them.
+"""Runs of many arms as rows of one table, for what the beds state of themselves.
 
-What runs is :mod:`toolkit.core.runs`; what is here keeps their calls working until they have labs.
+What runs is :mod:`toolkit.core.runs`; labs measure through :mod:`toolkit.core.runs.measure`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.core.runs.tuning import Tuned, best, search
+from toolkit.core.runs.tuning import Tuned, search
 
 
 def run_all(
@@ -106,30 +106,3 @@ def tune_all(
         near=None,
     )
     return found, pd.concat(tables, ignore_index=True)
-
-
-def taken(every: Any, found: Mapping[str, Tuned]) -> Any:
-    """The rows of :func:`tune_all`'s table that ran with the rate found for their arm."""
-    rates = every.arm.map({arm: tuned.rate for arm, tuned in found.items()})
-    return every[np.isclose(every.rate, rates)].reset_index(drop=True)
-
-
-def rate_table(found: Mapping[str, Tuned], form: str = ".3g") -> Any:
-    """One row per arm: rates tried, the mean validation result of each, and the rate taken."""
-    import pandas as pd
-
-    return pd.DataFrame(
-        [
-            {
-                "arm": arm,
-                "rate: validation result": ", ".join(
-                    f"{r:.2g}: {v:{form}}" for r, v in sorted(t.scores.items())
-                ),
-                "taken": f"{t.rate:.2g}" + (" (edge)" if t.on_edge and len(t.scores) > 1 else ""),
-            }
-            for arm, t in found.items()
-        ]
-    )
-
-
-__all__ = ["Tuned", "best", "rate_table", "run_all", "taken", "tune_all"]

@@ -1,6 +1,6 @@
 """The buttons of a chapter lead to its practice notebook, where there is one.
 
-The theme would open the recorded page on Colab, with solutions and outputs.
+The theme would open the recorded page on Colab or Binder, with solutions and outputs.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def _lead(app: Sphinx, pagename: str, templatename: str, context: dict, doctree:
         return
     for button in _buttons(context.get("header_buttons", [])):
         url = str(button.get("url", ""))
-        if "colab.research.google.com" in url:
+        if "colab.research.google.com" in url or "mybinder.org" in url:
             button["url"] = url.replace(PAGES, PRACTICE, 1)
         elif url.endswith(f"{pagename}.ipynb"):  # the download of the source
             up = "../" * pagename.count("/")

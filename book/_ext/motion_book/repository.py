@@ -38,4 +38,7 @@ def _configure(app: Sphinx, config) -> None:
     options["repository_branch"] = "main"
     options["path_to_docs"] = ""
     options["use_repository_button"] = options["use_issues_button"] = True
-    options["launch_buttons"] = {"colab_url": "https://colab.research.google.com"}
+    options["launch_buttons"] = {
+        "colab_url": "https://colab.research.google.com",
+        "binderhub_url": "https://mybinder.org",
+    }

@@ -19,13 +19,11 @@ from toolkit.core.evidence.declaration import (
     first_declaration,
     register,
 )
-from toolkit.core.evidence.first_edition import Claims
 from toolkit.core.evidence.intervals import Interval, exact, interval, paired, single
 from toolkit.core.evidence.judging import Judged, judge, judge_all
 from toolkit.core.evidence.ledger import Counts, count
 from toolkit.core.evidence.measured import Fixed, Measured, best_fixed
 from toolkit.core.evidence.results import load_results
-from toolkit.core.evidence.rules import Rule, above, below, equal, within
 from toolkit.core.evidence.table import ClaimsTable, found_text, verdict_html
 from toolkit.core.evidence.verdicts import (
     CLAIM_VERDICTS,
@@ -42,7 +40,6 @@ __all__ = [
     "MOST_CLAIMS",
     "VERDICTS",
     "Claim",
-    "Claims",
     "ClaimsTable",
     "Condition",
     "Counts",
@@ -53,16 +50,12 @@ __all__ = [
     "Interval",
     "Judged",
     "Measured",
-    "Rule",
     "Tuned",
-    "above",
-    "below",
     "best_fixed",
     "combine",
     "committed",
     "count",
     "declare",
-    "equal",
     "exact",
     "first_declaration",
     "found_text",
@@ -79,5 +72,4 @@ __all__ = [
     "tune",
     "verdict",
     "verdict_html",
-    "within",
 ]

@@ -68,10 +68,9 @@ def _judged_parts(claim: Mapping[str, Any]) -> list[tuple[float, int, float]] | 
     """Spread, repeats and margin of each condition; None if one of them cannot be told."""
     parts = []
     for part in claim["conditions"]:
-        margin = part.get("margin", claim["margin"])
-        if part["verdict"] == NOT_TESTABLE or not part["sd"] or not margin:
+        if part["verdict"] == NOT_TESTABLE or not part["sd"]:
             return None
-        parts.append((part["sd"], part["n"], margin))
+        parts.append((part["sd"], part["n"], claim["margin"]))
     return parts
 
 
@@ -79,8 +78,7 @@ def claim_false_chance(claim: Mapping[str, Any]) -> float:
     """Return how likely a claim is at most to read *holds* or *direction only* by chance.
 
     That needs every condition to read so, whether or not they depend on each other; so it is at
-    most as likely as for the least likely of them. A claim of the first edition for which one
-    condition is enough takes the sum instead.
+    most as likely as for the least likely of them.
 
     Args:
         claim: A judged claim, as recorded.
@@ -88,8 +86,7 @@ def claim_false_chance(claim: Mapping[str, Any]) -> float:
     parts = _judged_parts(claim)
     if not parts:
         return 0.0
-    chances = [false_chance(sd, n, margin) for sd, n, margin in parts]
-    return min(1.0, sum(chances)) if claim.get("need") == "any" else min(chances)
+    return min(false_chance(sd, n, margin) for sd, n, margin in parts)
 
 
 def claim_missed_chance(claim: Mapping[str, Any]) -> float:

@@ -5,84 +5,22 @@ Schema 2 of ``<slug>.<scale>.json`` is written by the lab's store. Read here are
     {"schema": 2, "slug": str, "scale": "ci"|"cpu"|"gpu",
      "claims": [as Judged.record()], "facts": [as Fact.record()],
      "declaration": as register() returns it}
-
-Schema 1, of the first edition, is written by :meth:`toolkit.core.evidence.Claims.save`::
-
-    {"schema": 1, "slug": str, "scale": str, "seeds": [int, ...],
-     "claims": [{"id", "text", "paper": str|null, "unit", "note", "need": "all"|"any", "verdict",
-                 "conditions": [{"name", "estimate", "low", "high", "n", "level", "method",
-                                 "rule": {"kind", "low", "high", "margin"}}, ...]}, ...],
-     "measurements": {name: number|string|bool|null|list|object}}
-
-Its claims are judged anew whenever it is read; the verdicts in it are not looked at. Numbers are
-finite; ``null`` says that a value does not exist.
 """
 
 from __future__ import annotations
 
-import json
-import math
 import os
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from toolkit.core.evidence.declaration import SCHEMA
-from toolkit.core.evidence.intervals import Interval
 from toolkit.core.evidence.judging import blocks_disagree
-from toolkit.core.evidence.rules import NOTE, judge_earlier
 from toolkit.core.evidence.verdicts import NOT_TESTABLE, UNSTABLE, combine, verdict
-from toolkit.core.io import write_text
+from toolkit.core.io import read_json
 
-EARLIER = 1
 SCALES = ("ci", "cpu", "gpu")
 RESULTS_VARIABLE = "TOOLKIT_RESULTS"
-
-
-def write(record: Mapping[str, Any]) -> Path | None:
-    """Write one results file to the folder named by ``TOOLKIT_RESULTS``, whole or not at all.
-
-    Args:
-        record: As described in the module's text.
-
-    Returns:
-        The file written, or ``None`` if the variable is unset, as in a reader's session.
-    """
-    folder = os.environ.get(RESULTS_VARIABLE)
-    if not folder:
-        return None
-    text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    return write_text(Path(folder) / f"{record['slug']}.{record['scale']}.json", text)
-
-
-def plain(value: Any, where: str) -> Any:
-    """Return ``value`` as JSON data, or say where it cannot be."""
-    if hasattr(value, "to_dict") and hasattr(value, "columns"):
-        value = value.to_dict(orient="records")
-    elif hasattr(value, "detach"):
-        value = value.detach().cpu().tolist()
-    elif hasattr(value, "tolist"):  # numpy arrays and scalars, pandas Series
-        value = value.tolist()
-    if isinstance(value, Interval):
-        value = asdict(value)
-    if isinstance(value, Mapping):
-        return {str(key): plain(item, f"{where}[{str(key)!r}]") for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
-    if value is None or isinstance(value, (bool, int, str)):
-        return value
-    if isinstance(value, float):
-        if not math.isfinite(value):
-            raise ValueError(
-                f"{where} is {value}: results hold finite numbers only. "
-                "Store None where a value does not exist."
-            )
-        return value
-    raise TypeError(
-        f"{where} is a {type(value).__name__}, which has no JSON form: "
-        "convert it to numbers, strings, lists, dicts or a DataFrame."
-    )
 
 
 def load_results(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -106,16 +44,13 @@ def load_results(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 def _load(path: Path) -> dict[str, Any]:
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"{path.name} is not readable JSON ({error}): record the chapter again."
-        ) from error
+        record = read_json(path)
+    except ValueError as error:
+        raise ValueError(f"{error}: record the chapter again.") from error
     schema = record.get("schema") if isinstance(record, dict) else None
-    if schema not in (EARLIER, SCHEMA):
+    if schema != SCHEMA:
         raise ValueError(
-            f"{path.name} is not a results file of version {EARLIER} or {SCHEMA}: record the "
-            "chapter again."
+            f"{path.name} is not a results file of version {SCHEMA}: record the chapter again."
         )
     slug, scale = record.get("slug"), record.get("scale")
     if path.name != f"{slug}.{scale}.json" or scale not in SCALES:
@@ -124,21 +59,13 @@ def _load(path: Path) -> dict[str, Any]:
         )
     made = {"schema": schema, "slug": slug, "scale": scale, "dropped": [], "note": ""}
     try:
-        if schema == EARLIER:
-            pairs = [judge_earlier(claim) for claim in record["claims"]]
-            made |= {
-                "claims": [claim for claim, _ in pairs if claim],
-                "facts": [fact for _, facts in pairs for fact in facts],
-                "note": NOTE,
-            }
-        else:
-            declaration = record.get("declaration") or {}
-            made |= {
-                "claims": [check_verdicts(claim) for claim in record.get("claims", [])],
-                "facts": record.get("facts", []),
-                "dropped": declaration.get("dropped", []),
-                "note": declaration.get("note", ""),
-            }
+        declaration = record.get("declaration") or {}
+        made |= {
+            "claims": [check_verdicts(claim) for claim in record.get("claims", [])],
+            "facts": record.get("facts", []),
+            "dropped": declaration.get("dropped", []),
+            "note": declaration.get("note", ""),
+        }
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         what = f"lacks {error}" if isinstance(error, KeyError) else str(error)
         raise ValueError(f"{path.name} is damaged: {what}. Tell the chapter again.") from error

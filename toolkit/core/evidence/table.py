@@ -12,7 +12,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from toolkit.core.evidence.intervals import Interval
-from toolkit.core.evidence.rules import UNSAID
 from toolkit.core.evidence.verdicts import UNSTABLE, decided
 
 LOOK = {
@@ -33,7 +32,6 @@ OWNERS = {
     "paper": "the paper",
     "code": "the published code",
     "ours": "our own question",
-    UNSAID: "not stated",
 }
 DECIDES = "◆"
 COLUMNS = ("Claim", "Whose", "Where", "Ours", "Margin", "Verdict")
@@ -113,8 +111,6 @@ def _remarks(part: Mapping[str, Any]) -> Iterable[str]:
         yield f"against the best of {best['of']} fixed values, {best['value']}{edge}"
     if len(set(filter(decided, part["blocks"]))) > 1:
         yield "blocks of seeds alone: " + ", ".join(part["blocks"])
-    if part.get("rule_text"):
-        yield f"rule: {part['rule_text']}"
 
 
 def owner_text(claim: Mapping[str, Any]) -> str:
@@ -132,9 +128,6 @@ def where_text(claim: Mapping[str, Any]) -> str:
 
 def margin_text(claim: Mapping[str, Any]) -> str:
     """Return a claim's margin with its unit."""
-    if claim["margin"] is None:
-        margins = {part.get("margin") for part in claim["conditions"]}
-        return "differs" if len(margins) > 1 else "none declared"
     first, *rest = claim["unit"].split(" ")
     if claim["margin"] == 1 and len(first) > 3 and first.endswith("s") and first[-2] not in "se":
         first = first[:-1]  # 1 point, 1 nat per character
@@ -151,7 +144,7 @@ def marks(claim: Mapping[str, Any]) -> list[str]:
 
 def claim_cells(claim: Mapping[str, Any]) -> dict[str, str]:
     """Return one claim as HTML by column."""
-    beside = (claim.get("quantity"), claim.get("note"), *marks(claim))
+    beside = (claim["quantity"], *marks(claim))
     text = _escape(claim["text"]) + _small(*beside)
     ours = []
     for line, remarks in found_lines(claim):

@@ -108,16 +108,6 @@ def combine(verdicts: Sequence[str]) -> str:
     return max(verdicts, key=VERDICTS.index)
 
 
-def strongest(verdicts: Sequence[str]) -> str:
-    """Return the verdict on a claim for which one condition is enough (first edition only).
-
-    Raises:
-        ValueError: If there is no verdict, or an unknown one.
-    """
-    _known(verdicts)
-    return min(verdicts, key=VERDICTS.index)
-
-
 def _known(verdicts: Sequence[str]) -> None:
     unknown = [word for word in verdicts if word not in VERDICTS]
     if unknown or not verdicts:

@@ -56,7 +56,7 @@ def read(folder: Path | None, slug: str, scale: str) -> dict[str, Any] | None:
         return None
     path = results_path(folder, slug, scale)
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = io.read_json(path)
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
@@ -175,6 +175,6 @@ def write_times(folder: Path, slug: str, scale: str, times: Mapping[str, Any]) -
 def read_times(folder: Path, slug: str, scale: str) -> dict[str, Any]:
     """Dates and durations; empty where there are none or the file cannot be read."""
     try:
-        return json.loads(times_path(folder, slug, scale).read_text(encoding="utf-8"))
+        return io.read_json(times_path(folder, slug, scale))
     except (FileNotFoundError, ValueError):
         return {}

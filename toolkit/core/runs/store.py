@@ -54,16 +54,11 @@ def read(path: Path | None, field: str) -> dict[str, Any] | None:
     if path is None:
         return None
     try:
-        text = path.read_text(encoding="utf-8")
+        record = io.read_json(path)
     except FileNotFoundError:
         return None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         _damaged(path, str(error))
-        return None
-    try:
-        record = json.loads(text)
-    except ValueError as error:
-        _damaged(path, f"no whole JSON: {error}")
         return None
     if not isinstance(record, dict) or field not in record:
         _damaged(path, f"it has no {field!r}")

@@ -9,6 +9,8 @@ from typing import Any
 from toolkit.core.show.figures import BASELINES, CYCLE, colour, label
 
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right")
+CROWDED = 60
+"""So many letters of all names under bars need slanted labels."""
 
 
 def series_look(
@@ -112,6 +114,8 @@ def layers(
         at_x["scale"] = {"type": "log", "nice": False} if log_x else {"zero": False}
     else:
         at_x["sort"] = None
+        if sum(map(len, map(str, places))) > CROWDED:
+            at_x["axis"] |= {"labelAngle": -40, "labelLimit": 130}
     at_y = {"field": "y", "type": "quantitative", "title": title_of["y"], "scale": scale_y}
     tips = [
         {"field": f, "title": title_of[f]}
@@ -126,7 +130,7 @@ def layers(
             "title": None,
             "scale": {"domain": names, "range": hues},
         }
-        if not numeric:
+        if not numeric and frame.groupby(x)[series].nunique().max() > 1:
             encode["xOffset"] = {"field": "series", "sort": names}
     made: list[dict[str, Any]] = []
     ends_of = {

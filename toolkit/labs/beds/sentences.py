@@ -282,16 +282,3 @@ def text_train(
     trained = parameters if adapted is None else adapted.parameters()
     record["trained"] = sum(p.numel() for p in trained if p.requires_grad)
     return model, adapted, record
-
-
-def text_run(*, name: str, sizes: Mapping[str, Any], data_seed: int, **job: Any) -> dict[str, Any]:
-    """The record of :func:`text_train` on a part of a task, for ``trials.run_all``.
-
-    Args:
-        name: "sst2" or "cola".
-        sizes: ``train``, ``validation`` and ``test`` sentences, and ``tiny``; see
-            :func:`text_task`.
-        data_seed: of the choice of sentences, the same for every arm.
-        **job: see :func:`text_train`.
-    """
-    return text_train(text_task(name, seed=data_seed, **sizes), **job)[2]

@@ -213,14 +213,3 @@ def digits_train(
         "losses": losses,
     }
     return task.model, adapted, record | _facts(adapted, task.model)
-
-
-def planted_run(**job: Any) -> dict[str, Any]:
-    """The record of :func:`planted_train`, for :func:`toolkit.labs.trials.run_all`."""
-    return planted_train(**job)[1]
-
-
-def digits_run(**job: Any) -> dict[str, Any]:
-    """The record of :func:`digits_train` without the losses, for ``trials.run_all``."""
-    record = digits_train(**job)[2]
-    return {key: value for key, value in record.items() if key != "losses"}
