@@ -22,7 +22,7 @@ from book.engine.origin import git
 from book.engine.plan import Task, assess
 from book.engine.project import PACKAGE, Chapter, EngineError, Project
 from book.engine.schedule import Budget
-from book.engine.source import read
+from book.engine.source import Source, read
 from book.engine.trial import aside
 
 SCALE = "ci"
@@ -76,11 +76,20 @@ def run(
     rows = [Row(f.chapter, "failed", [f.message]) for f in failures]
     with _checked_out(project, commit) as former:
         sides = Side(former.root), Side(project.root)
+        same, called = [], set()
         for task in tasks:
             say(f"{task.chapter.name}: runs at {SCALE}, with {commit[:9]} and as it is now")
-            rows.append(_compared(task, project, former, sides, budget, stop))
-            for line in [rows[-1].verdict, *rows[-1].words][:SHOWN]:
+            row, base_source, here = _compared(task, project, former, budget, stop)
+            rows.append(row)
+            called |= here
+            if base_source is not None:
+                same.append((row, task, base_source))
+            for line in [row.verdict, *row.words][:SHOWN]:
                 say(f"  {line}")
+        # a function that ran in one of the chapters was compared there, whoever else reaches it
+        for row, task, base_source in same:
+            row.words = renew.renew(task, base_source, project, sides, called)
+            say(f"{row.name}: {'; '.join(row.words)}")
     return rows
 
 
@@ -144,39 +153,39 @@ def _compared(
     task: Task,
     project: Project,
     former: Project,
-    sides: tuple[Side, Side],
     budget: Budget,
     stop: threading.Event,
-) -> Row:
+) -> tuple[Row, Source | None, set[str]]:
+    """How a chapter compares and, where it is the same, its source at the base and what ran."""
     name = task.chapter.name
     twin = former.chapters.get(task.chapter.slug)
     if twin is None:
-        return Row(name, "not compared", ["the base has no such chapter"])
+        return Row(name, "not compared", ["the base has no such chapter"]), None, set()
     if bool(twin.lab) != bool(task.chapter.lab):
-        return Row(name, "not compared", ["only one of the two has a lab"])
+        return Row(name, "not compared", ["only one of the two has a lab"]), None, set()
     try:
         base = Task(read(twin), SCALE, task.parts)
     except EngineError as error:
-        return Row(name, "failed", [f"at the base: {error}"])
+        return Row(name, "failed", [f"at the base: {error}"]), None, set()
     with _emptied(project.root / "_build" / "verify" / "runs") as place:
         home = ran.prepare(project.root, place / "ran")
         before, failed = aside(base, former, SCALE, place / "before", budget, stop)
         if failed is not None:
-            return Row(name, "failed", [f"at the base: {before.failed}"])
+            return Row(name, "failed", [f"at the base: {before.failed}"]), None, set()
         now, failed = aside(task, project, SCALE, place / "now", budget, stop, home=home)
         if failed is not None:
-            return Row(name, "failed", [f"today: {now.failed}"])
+            return Row(name, "failed", [f"today: {now.failed}"]), None, set()
         found = compare(before, now)
         if found.differing:
             again, failed = aside(base, former, SCALE, place / "again", budget, stop)
             if failed is not None:
-                return Row(name, "failed", [f"at the base, a second time: {again.failed}"])
+                words = [f"at the base, a second time: {again.failed}"]
+                return Row(name, "failed", words), None, set()
             found = compare(before, now, again)
         called = ran.called(place / "ran")
     if found.differing:
-        return Row(name, "differs", found.differing, found.unstable)
-    words = renew.renew(task, base.source, project, sides, called)
-    return Row(name, "same", words, found.unstable)
+        return Row(name, "differs", found.differing, found.unstable), None, set()
+    return Row(name, "same", [], found.unstable), base.source, called
 
 
 def table(rows: list[Row]) -> str:
