@@ -627,6 +627,48 @@ def test_copies_start_unattached_and_taking_off_frees_the_optimizer():
     assert all(p.dim() == 1 for p in held)
 
 
+def test_a_state_never_holds_a_tensor_without_numbers(tmp_path):
+    """Accelerate leaves such tensors out of its files, and cannot load them then."""
+    adapted = adapt(network(), ID3(budget=1))
+    optimizer = adamw(adapted.parameters())
+    adapted.attach(optimizer, total_steps=STEPS)
+    assert all(value.numel() for value in adapted.model.state_dict().values())
+    advance(adapted, optimizer, 0)
+    state = adapted.model.state_dict()
+    assert all(value.numel() for value in state.values())
+    again = adapt(network(), ID3(budget=1))
+    again.model.load_state_dict(state)
+    same(again, adapted.merge(), 0.0)
+    assert sum(p.numel() for p in again.parameters()) == 1
+
+
+class Twice(torch.optim.SGD):
+    """Perturbs the tensors and calls its closure twice."""
+
+    def step(self, closure):
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.data.mul_(1.01)
+        closure()
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.data.mul_(1.01)
+        return closure()
+
+
+def test_a_second_call_of_a_closure_is_refused_and_nothing_was_chosen():
+    base = network()
+    adapted = adapt(network(), ID3(budget=20))
+    optimizer = Twice(adapted.parameters(), lr=0.1)
+    adapted.attach(optimizer, total_steps=STEPS)
+    with pytest.raises(RuntimeError, match="more than once"):
+        optimizer.step(lambda: loss(adapted.model, 0).backward())
+    assert entries(adapted) == set()
+    same(adapted, base, 0.0)
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    assert {id(p) for p in adapted.parameters()} <= held
+
+
 def test_an_old_loss_that_is_still_held_does_no_harm():
     adapted = adapt(network(), ID3(budget=20))
     optimizer = adamw(adapted.parameters())

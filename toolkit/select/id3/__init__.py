@@ -21,7 +21,7 @@ the length of the choice.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -153,6 +153,7 @@ class UnmaskedLayer(MaskLayer):
         self.values = nn.Parameter(torch.zeros(0, dtype=site.dtype, **where))
         self.seen: Tensor | None = None
         self.anchor: Sequence[nn.Parameter] = ()
+        self.register_state_dict_post_hook(_mark_nothing)
 
     def merged(self, base: nn.Module) -> dict[str, Tensor]:
         old = frozen(base, self.site.parameter, self.site.name)
@@ -190,7 +191,30 @@ class UnmaskedLayer(MaskLayer):
         index, values = state.get("index"), state.get("values")
         if index is None or values is None or index.dim() != 1 or index.shape != values.shape:
             raise IndexError("index and values are not two tensors of one length")
-        super().resize(state)
+        super().resize(_without_mark(state, ""))
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
+        super()._load_from_state_dict(_without_mark(state_dict, prefix), prefix, *rest)
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"seen": None, "anchor": ()}  # they belong to one attached run
+
+
+NOTHING = -1
+"""Index in a file that says: no entry. Some libraries leave out tensors without numbers."""
+
+
+def _mark_nothing(layer: UnmaskedLayer, state: Any, prefix: str, _: Any) -> None:
+    """Hook after ``state_dict``."""
+    if not len(state[f"{prefix}index"]):
+        state[f"{prefix}index"] = layer.index.new_full((1,), NOTHING)
+        state[f"{prefix}values"] = layer.values.detach().new_zeros(1)
+
+
+def _without_mark(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Saved tensors, without the one entry that says that there is none."""
+    index = state.get(f"{prefix}index")
+    if index is None or index.shape != (1,) or int(index) != NOTHING:
+        return dict(state)
+    empty = {f"{prefix}{key}": state[f"{prefix}{key}"][:0] for key in ("index", "values")}
+    return dict(state) | empty

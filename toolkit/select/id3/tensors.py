@@ -135,7 +135,13 @@ class Whole:
         if self.parameter.grad is not None:
             self.parameter.grad.mul_(self.moves)
 
+    def take_back(self, length: int, optimizer: torch.optim.Optimizer) -> None:
+        """Nothing: the tensor keeps its length."""
+
     def settle(self, optimizer: torch.optim.Optimizer) -> None:
+        self.release(optimizer)
+
+    def release(self, optimizer: torch.optim.Optimizer) -> None:
         if self.held is not None:
             still(self.parameter, self.held, self.moves, optimizer)
             self.held = None

@@ -22,7 +22,8 @@ class UnmaskingController(Controller):
     """Before each step: importance of all that may join, the choice, the gradient of the chosen.
 
     The gradients are those that the step finds: accumulated over micro-batches, unscaled by a
-    ``GradScaler``. Clipping by norm changes no ranking; it reaches only what had joined before.
+    ``GradScaler``. Clipping by norm changes no ranking. Over ``adapted.parameters()`` it reaches
+    what had joined before; over all that the optimizer holds, as in Lightning, the masked too.
 
     Attributes: ``budget`` (scalars in the end), ``plan`` (how many join at each step), ``chosen``
     (how many have joined), ``updates`` (scalars moved, summed over steps), and those of the base
@@ -42,7 +43,7 @@ class UnmaskingController(Controller):
             a schedule that does not fit.
     """
 
-    lengthening: ClassVar[tuple[str, ...]] = ("born.", "moving.")
+    lengthening: ClassVar[tuple[str, ...]] = ("born", "moving")
 
     def __init__(
         self,
@@ -70,6 +71,7 @@ class UnmaskingController(Controller):
         self.generator = generator or torch.Generator().manual_seed(0)
         self.clock = OwnClock(optimizer) if method.clock == "own" else None
         self.updates, self.line = 0, choice.LEFT_OUT
+        self.before: list[int] | None = None  # lengths, while a step is under way
 
     def _checked(self, schedule: Sequence[int]) -> list[int]:
         plan, most = [int(u) for u in schedule], sum(pool.size for pool in self.pools.values())
@@ -108,6 +110,7 @@ class UnmaskingController(Controller):
     @torch.no_grad()
     def before_step(self) -> None:
         need = self.need
+        self.before = [pool.length for pool in self.pools.values()]
         if need:
             gradients = {n: p.gradient() for n, p in self.pools.items()}
             there = {n: g for n, g in gradients.items() if g is not None}
@@ -164,6 +167,7 @@ class UnmaskingController(Controller):
         for pool in self.pools.values():
             pool.settle(self.optimizer)
             self.updates += pool.active
+        self.before = None
         super().after_step()
         self.watch()
 
@@ -172,15 +176,18 @@ class UnmaskingController(Controller):
         if self.clock is not None:
             self.clock.undo()
         for pool in self.pools.values():
-            pool.settle(self.optimizer)
+            pool.release(self.optimizer)
 
     def watch(self) -> None:
         """Collect gradients of what may join, if anything is to join in the coming step."""
 
     def state(self) -> dict[str, Tensor]:
         found = super().state() | {"updates": torch.tensor(self.updates)}
-        for i, pool in enumerate(self.pools.values()):
-            found |= {f"{key}.{i}": value for key, value in pool.state().items()}
+        parts = [pool.state() for pool in self.pools.values()]
+        for key in parts[0]:  # never empty, since some libraries leave out tensors that are
+            values = [part[key] for part in parts]
+            home = values[0].device
+            found[key] = torch.cat([values[0].new_zeros(1), *(v.to(home) for v in values)])
         if self.method.score == "random":
             found["generator"] = self.generator.get_state()
         return found
@@ -190,14 +197,18 @@ class UnmaskingController(Controller):
         self.updates = int(state["updates"])
         if "generator" in state:
             self.generator.set_state(state["generator"].cpu())
-        for i, (name, pool) in enumerate(self.pools.items()):
-            own = {key: state[f"{key}.{i}"] for key in pool.state()}
-            if any(len(value) != pool.length for value in own.values()):
-                raise ValueError(
-                    f"the schedule was saved with {len(own['born'])} scalars of {name!r}, and "
-                    f"there are {pool.length}; load the adapters of the same file with toolkit.load"
-                )
-            pool.load(own, self.optimizer)
+        if self.before is not None and len(state["born"]) == 1 + sum(self.before):
+            for pool, length in zip(self.pools.values(), self.before, strict=True):
+                pool.take_back(length, self.optimizer)
+        lengths = [pool.length for pool in self.pools.values()]
+        if len(state["born"]) != 1 + sum(lengths):
+            raise ValueError(
+                f"the schedule was saved with {len(state['born']) - 1} scalars, and there are "
+                f"{sum(lengths)}; load the adapters of the same file with toolkit.load"
+            )
+        parts = {key: state[key][1:].split(lengths) for key in ("born", "moving") if key in state}
+        for i, pool in enumerate(self.pools.values()):
+            pool.load({key: part[i] for key, part in parts.items()}, self.optimizer)
         self.trained = self.named()
         self.watch()
 
@@ -212,6 +223,7 @@ class Entries:
         self.born = torch.ones(self.count, dtype=torch.int32, device=placed.site.device)
         self.moves = torch.ones_like(self.born, dtype=torch.bool)
         self.held: Tensor | None = None
+        self.before: tuple[nn.Parameter, Tensor] | None = None  # the coming step's choice
 
     @property
     def count(self) -> int:
@@ -259,10 +271,18 @@ class Entries:
             index = index[~torch.isin(index, layer.index)]
         if gradient is None or not len(index):
             return
+        self.before = layer.values, layer.index
         layer.unmask(index, gradient[index], self.base, processes.several())
         self.born = torch.cat([self.born, self.born.new_full((len(index),), now)])
         self.moves = torch.cat([self.moves, self.moves.new_ones(len(index))])
         self.renew(optimizer)
+
+    def take_back(self, length: int, optimizer: torch.optim.Optimizer) -> None:
+        """Undo the choice of a step that is refused."""
+        if self.before is not None and length != self.count:
+            self.layer.values, self.layer.index = self.before
+            self.before = None
+            self.renew(optimizer)
 
     def renew(self, optimizer: torch.optim.Optimizer) -> None:
         """Put the layer's tensor where the optimizer has an older one, moments included."""
@@ -290,7 +310,12 @@ class Entries:
                 self.layer.values.grad.mul_(self.moves)
 
     def settle(self, optimizer: torch.optim.Optimizer) -> None:
-        """After it: entries that stand still are as they were, without momentum."""
+        """After it."""
+        self.before = None
+        self.release(optimizer)
+
+    def release(self, optimizer: torch.optim.Optimizer) -> None:
+        """Entries that stand still are as they were, without momentum."""
         if self.held is not None:
             still(self.layer.values, self.held, self.moves, optimizer)
             self.held = None
