@@ -111,7 +111,7 @@ def images_efficient(
     return _method(method, rate, seed, scale, part)
 
 
-PLAIN = {"head": {}, "full": {}}
+PLAIN: dict[str, dict[str, Any]] = {"head": {}, "full": {}}
 BEDS: dict[str, dict[str, Any]] = {
     "abstracts": {
         "functions": {
