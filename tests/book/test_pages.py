@@ -60,7 +60,7 @@ def test_chapter_wide_and_on_a_phone_its_explorers_answer_and_its_exercises_open
         seen.resize(PHONE)
         assert seen.problems() == []
         blocks = seen.page.locator(".explorer")
-        assert blocks.count() >= 1
+        assert blocks.count() or seen.page.locator(".card-first .house-figure").count() == 1
         for i in range(blocks.count()):
             assert moved_by_every_control(blocks.nth(i)) == []
             numbers = blocks.nth(i).locator(".role-axis-label text").all_text_contents()

@@ -14,7 +14,8 @@ from toolkit.core.declare.catalogue import catalogue
 
 pytest.importorskip("transformers", reason="transformers is not installed")
 
-METHODS = {e.slug: small(e.method) for e in catalogue() if e.part in ADAPTING and e.part != "core"}
+ENTRIES = {e.slug: e for e in catalogue() if e.part in ADAPTING and e.part != "core"}
+METHODS = {slug: small(entry.method) for slug, entry in ENTRIES.items()}
 BERT_LINEARS = 2 * 6 + 2  # six in each layer, the pooler, the classifier
 # model, input, targets, number of layers that must match
 MODELS = {
@@ -23,17 +24,19 @@ MODELS = {
     "gpt2": (gpt2, tokens(), ["c_attn", "c_proj", "c_fc"], 2 * 4),
     "convnet": (convnet, images(), [nn.Conv2d, nn.Linear], 4),
 }
+KINDS = {"bert": "linear", "bert embeddings": "embedding", "gpt2": "hf_conv1d", "convnet": "conv"}
+ROUNDS = [(n, s) for n in MODELS for s, e in ENTRIES.items() if KINDS[n] in e.kinds]
 
 
-@pytest.mark.parametrize("slug", METHODS)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("name", "slug"), ROUNDS)
 def test_a_round_through_every_state(name, slug, tmp_path):
     make, x, targets, layers = MODELS[name]
     model = make()
     base, plain = logits(model, x), {k: v.clone() for k, v in model.state_dict().items()}
     adapted = adapt(model, METHODS[slug], targets)
     assert len(adapted.sites) == layers
-    torch.testing.assert_close(logits(model, x), base, rtol=1e-6, atol=1e-6)
+    if ENTRIES[slug].zero_init:
+        torch.testing.assert_close(logits(model, x), base, rtol=1e-6, atol=1e-6)
     begin(adapted, x)
     shake(adapted.parameters())
     expected = logits(model, x)
