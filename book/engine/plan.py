@@ -247,10 +247,9 @@ def mark(task: Task) -> str:
         return ""
     commit = task.recorded.get("commit") or ""
     where = f"commit {commit[:9]}; " if commit else ""
-    return (
-        f"Its numbers were measured with earlier code ({where}what changed: "
-        f"{'; '.join(task.numbers)})."
-    )
+    first, more = task.numbers[0], len(task.numbers) - 1
+    rest = f"; and {more} more" if more else ""
+    return f"Its numbers were measured with earlier code ({where}what changed: {first}{rest})."
 
 
 def without_gpu(tasks: Iterable[Task]) -> None:
