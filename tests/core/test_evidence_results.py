@@ -149,6 +149,16 @@ def test_table_marks_the_deciding_condition_late_claims_and_dropped_ones():
     assert "Declared before measuring, then dropped: gone" in page
 
 
+def test_the_table_counts_a_ratio_from_nothing_whichever_way_is_better():
+    """Two per cent more loss, claimed to be at most three: the quotient is 1 / 1.02 either way."""
+    theirs = {seed: 1.0 + 0.01 * seed for seed in range(20)}
+    worse = {seed: 1.02 * (1 + 1e-4 * (-1) ** seed) * value for seed, value in theirs.items()}
+    less = claim(unit="%", scale="log", better="less", than=-3.0)
+    made = evidence.judge(less, {"digits": evidence.Measured(worse, theirs)})
+    assert made.record()["conditions"][0]["estimate"] == pytest.approx(100 / 1.02 - 97, abs=1e-3)
+    assert "-1.96" in repr(ClaimsTable([made]))
+
+
 def test_every_verdict_has_its_own_sign():
     words = (*evidence.CLAIM_VERDICTS, "true")
     signs = {evidence.table.LOOK[word][1] for word in words}

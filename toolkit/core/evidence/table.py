@@ -73,7 +73,8 @@ def found_text(part: Mapping[str, Any], unit: str, than: float = 0.0) -> str:
 def counted_from(claim: Mapping[str, Any]) -> float:
     """Where a claim's effect is counted from, in the claimed direction."""
     than = claim.get("than") or 0.0
-    return -than if claim.get("better") == "less" else than
+    turned = claim.get("scale") == "log" and claim["unit"] == "%"  # the quotient itself is turned
+    return -than if claim.get("better") == "less" and not turned else than
 
 
 def found_lines(claim: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
