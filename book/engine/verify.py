@@ -15,7 +15,7 @@ from pathlib import Path
 
 import filelock
 
-from book.engine import ran, renew
+from book.engine import probe, ran, renew
 from book.engine.clear import Side
 from book.engine.compare import compare
 from book.engine.origin import git
@@ -76,7 +76,7 @@ def run(
     rows = [Row(f.chapter, "failed", [f.message]) for f in failures]
     with _checked_out(project, commit) as former:
         sides = Side(former.root), Side(project.root)
-        same, called = [], set()
+        same, called, probes = [], set(), []
         for task in tasks:
             say(f"{task.chapter.name}: runs at {SCALE}, with {commit[:9]} and as it is now")
             row, base_source, here = _compared(task, project, former, budget, stop)
@@ -86,7 +86,14 @@ def run(
                 same.append((row, task, base_source))
             for line in [row.verdict, *row.words][:SHOWN]:
                 say(f"  {line}")
+        with _emptied(project.root / "_build" / "verify" / "probes") as place:
+            for found in probe.run(project, former, place):
+                rows.append(Row(found.name, found.verdict, found.words))
+                for line in [f"{found.name}: {found.verdict}", *found.words]:
+                    say(line)
+                probes.append(found)
         # a function that ran in one of the chapters was compared there, whoever else reaches it
+        called = probe.cleared(called, probes)
         for row, task, base_source in same:
             row.words = renew.renew(task, base_source, project, sides, called)
             say(f"{row.name}: {'; '.join(row.words)}")
@@ -199,4 +206,5 @@ def table(rows: list[Row]) -> str:
         if row.unstable:
             lines.append(f"{'':{width}}  not reproducible, left out: {', '.join(row.unstable)}")
     bad = sum(row.bad for row in rows)
-    return "\n".join([*lines, f"{len(rows)} chapters, {bad} differ or failed"])
+    chapters = sum(not row.name.startswith("probe ") for row in rows)
+    return "\n".join([*lines, f"{chapters} chapters, {bad} differ or failed"])

@@ -121,6 +121,29 @@ def test_a_changed_number_is_named_and_not_renewed(toy: Toy) -> None:
     assert trees(toy) == []
 
 
+PROBE = "from toolkit.core.layers import unused\nprint(unused())\n"
+
+
+def test_a_probe_clears_what_no_chapter_calls(toy: Toy) -> None:
+    toy.edit(LAYERS_FILE, "return 1", "one = 1\n    return one")
+    assert "unused changed, and no ci run calls it" in toy.engine("verify", "--base", "HEAD")
+    toy.write("book/probes/rare.py", PROBE)
+    said = toy.engine("verify", "--base", "HEAD")
+    assert "probe rare: same" in said
+    assert "alpha/two: renewed: " in said
+
+
+def test_a_probe_that_differs_or_fails_clears_nothing(toy: Toy) -> None:
+    toy.edit(LAYERS_FILE, "return 1", "return 2")
+    toy.write("book/probes/rare.py", PROBE)
+    toy.write("book/probes/broken.py", "raise ValueError('no such thing')\n")
+    said = toy.engine("verify", "--base", "HEAD", code=1)
+    assert "probe rare: differs\n1 -> 2" in said
+    assert "probe broken: failed\nat the base: ValueError: no such thing" in said
+    assert "unused changed, and no ci run calls it" in said
+    assert "1 chapters, 2 differ or failed" in said
+
+
 def test_what_no_ci_run_shows_is_named_and_not_renewed(toy: Toy) -> None:
     kept = toy.text("two")
     for old, new in (
