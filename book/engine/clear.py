@@ -7,6 +7,7 @@ must have run. A changed constant is never cleared: it may be one that only a la
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from toolkit.core.runs.code_tree import same, units
 
 
 class Side:
-    """The code of one tree: keys and syntax trees of its definitions.
+    """The code of one tree: keys, by scale, and syntax trees of its definitions.
 
     Args:
         root: the tree's folder.
@@ -26,7 +27,7 @@ class Side:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.tracer = code.Tracer(root)
+        self.tracer = functools.cache(functools.partial(code.Tracer, root))
         self._indexes: dict[str, Index] = {}
 
     def nodes(self, definition: str) -> list[ast.stmt]:
@@ -106,7 +107,7 @@ def recorded_at(parts: Mapping, base: Source, before: Side) -> bool:
     if parts["cells"] != key.cells(base):
         return False
     if "code" in parts:
-        return parts["code"] == before.tracer.of_source(c.source for c in base.code)
+        return parts["code"] == before.tracer(parts["scale"]).of_source(c.source for c in base.code)
     files = {**parts.get("toolkit", {}), "constraints.txt": parts.get("constraints")}
     return _same_files(files.items(), before.root)  # a page of format 1
 

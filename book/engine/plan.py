@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -129,7 +130,7 @@ def assess(
     """
     tasks: list[Task] = []
     failures: list[Failure] = []
-    tracer = Tracer(project.root)
+    tracer = functools.cache(functools.partial(Tracer, project.root))
     sources = _readable(chapters, failures)
     try:  # one process for all names; only if that fails, one for each chapter to say which
         every = key.data_hashes(project, (n for s in sources for n in s.settings.data))
@@ -147,7 +148,7 @@ def assess(
         elif measure:
             _to_record(task, scale, force)
             if task.scale != task.parts["scale"]:
-                task.parts = key.parts(source, project, task.scale, tracer, data)
+                task.parts = key.parts(source, project, task.scale, tracer(task.scale), data)
         else:
             _to_build(task)
         tasks.append(task)
@@ -169,12 +170,18 @@ def _unreadable(chapter: Chapter, error: EngineError) -> Failure:
     return Failure(chapter.name, message, kept=chapter.page.is_file())
 
 
-def _stale(project: Project, source: Source, tracer: Tracer, data: dict, scale: str | None) -> Task:
+def _stale(
+    project: Project,
+    source: Source,
+    tracer: Callable[[str], Tracer],
+    data: dict,
+    scale: str | None,
+) -> Task:
     """What is stale about a chapter's numbers and its page, at the scale the page has."""
     chapter = source.chapter
     page, missing = recorded(chapter)
     at = page["scale"] if page else scale or _measured(chapter) or "ci"
-    parts = key.parts(source, project, at, tracer, data)
+    parts = key.parts(source, project, at, tracer(at), data)
     task = Task(source, at, parts, recorded=page)
     changed = key.differences(page["parts"], parts) if page else {}
     apart = parted(chapter, page) if page else ""
@@ -193,7 +200,7 @@ def _stale(project: Project, source: Source, tracer: Tracer, data: dict, scale: 
     task.numbers = [w for k, w in changed.items() if told and k in key.NUMBERS]
     task.afresh = bool(task.numbers)  # the lab knows its code; of packages and data it does not ask
     edited = page is None or not changed.keys().isdisjoint({"code", "format", "cells"})
-    if edited or not lab.same_code(lab.load(chapter.results(at)), tracer):
+    if edited or not lab.same_code(lab.load(chapter.results(at)), tracer(at)):
         task.numbers += lab.stale_reasons(project, chapter, at)  # slow, so only where it may be
     return task
 

@@ -47,6 +47,7 @@ def renew(
 
 def _against(task: Task, base: Source, sides: tuple[Side, Side], ran: set[str]) -> list[str]:
     page, (before, now) = task.recorded, sides
+    scale = page["scale"]
     changed = key.differences(page["parts"], task.parts)
     if others := [words for name, words in changed.items() if name not in CODE]:
         return others
@@ -61,13 +62,13 @@ def _against(task: Task, base: Source, sides: tuple[Side, Side], ran: set[str]) 
         found.append("the base pins other versions of packages")
     if changed.keys() & {"cells"} and not clear.same_cells(base, task.source):
         found.append("its cells differ in more than import lines")
-    old = before.tracer.of_source(cell.source for cell in base.code)
+    old = before.tracer(scale).of_source(cell.source for cell in base.code)
     found += clear.objections(old, task.parts["code"], before, now, ran)
     if task.chapter.lab is not None:
-        document = lab.load(task.chapter.results(page["scale"]))
+        document = lab.load(task.chapter.results(scale))
         for function, digests in results.digests_by_function(document).items():
             try:
-                then, today = (side.tracer.of_name(function) for side in sides)
+                then, today = (side.tracer(scale).of_name(function) for side in sides)
             except ValueError as error:
                 return [str(error)]
             if digests - {code.digest(then), code.digest(today)}:
@@ -103,7 +104,9 @@ def _write(task: Task, project: Project, now: Side) -> list[str]:
 def _renew_results(chapter: Chapter, scale: str, now: Side, today: str) -> None:
     """Store today's code keys with every job, and the day they were verified."""
     document = lab.load(chapter.results(scale))
-    write(chapter.results(scale), results.text(results.renewed(document, now.tracer.of_name)))
+    write(
+        chapter.results(scale), results.text(results.renewed(document, now.tracer(scale).of_name))
+    )
     folder = chapter.results(scale).parent
     told = results.read_times(folder, chapter.slug, scale)
     results.write_times(folder, chapter.slug, scale, {**told, "verified": today})

@@ -1,8 +1,7 @@
-"""Every probe runs with today's toolkit, and prints the same twice."""
+"""Every probe runs with today's toolkit and prints something."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,9 +15,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.parametrize(
     "program", sorted((ROOT / probe.FOLDER).glob("*.py")), ids=lambda path: path.stem
 )
-def test_a_probe_prints_the_same_twice(program: Path) -> None:
-    first, second = (probe.printed(program, Project(ROOT), None) for _ in range(2))
-    assert first[1] == ""
-    assert len(first[0].splitlines()) > 3
-    assert first == second
-    assert sys.executable not in first[0]
+def test_a_probe_prints_what_it_calls(program: Path) -> None:
+    words, failed = probe.printed(program, Project(ROOT), None)
+    assert failed == ""
+    assert len(words.splitlines()) > 3

@@ -312,3 +312,45 @@ def test_the_whole_toolkit_is_parsed_once(monkeypatch: pytest.MonkeyPatch) -> No
     count = len(parsed)
     assert tracer.of_source([cell]) == first
     assert len(parsed) == count + 1, "only the cell is parsed again"
+
+
+SIZES = """\
+STEPS = {"ci": 6, "cpu": 80}
+
+
+def job(scale):
+    seeds = scale.pick(ci=2, cpu=20, gpu=20)
+    rate = 1e-2 if scale.name == "ci" else 2e-3
+    width = 64 if scale.name != "ci" else 8
+    return seeds * rate * STEPS[scale.name] * width * (1 if scale.name == "gpu" else 2)
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "quick"),
+    [
+        ('"ci": 6', '"ci": 7', True),
+        ("ci=2", "ci=3", True),
+        ("1e-2", "1e-3", True),
+        ("else 8", "else 16", True),
+        ('"cpu": 80', '"cpu": 81', False),
+        ("cpu=20", "cpu=21", False),
+        ("2e-3", "1e-3", False),
+        ("64 if", "65 if", False),
+        ("(1 if", "(3 if", False),
+        ('"ci": 6, "cpu": 80', '"ci": 6, "gpu": 80', False),
+    ],
+)
+def test_what_only_ci_uses_is_no_part_of_a_larger_scale(
+    tmp_path: Path, old: str, new: str, quick: bool
+) -> None:
+    for folder, text in (("before", SIZES), ("after", SIZES.replace(old, new))):
+        file = tmp_path / folder / LAB
+        file.parent.mkdir(parents=True)
+        file.write_text(text, encoding="utf-8")
+    keys = {
+        scale: [Tracer(tmp_path / f, scale).of_source([USE]) for f in ("before", "after")]
+        for scale in ("ci", "cpu")
+    }
+    assert keys["ci"][0] != keys["ci"][1]
+    assert (keys["cpu"][0] == keys["cpu"][1]) == quick

@@ -194,9 +194,9 @@ def results_folder() -> Path | None:
 
 
 @functools.cache
-def tracer() -> Tracer:
-    """Follows names in this project."""
-    return Tracer(ROOT)
+def tracer(scale: str) -> Tracer:
+    """Follows names in this project, for the keys of one scale."""
+    return Tracer(ROOT, scale)
 
 
 def open_runs(slug: str, scale: Scale, store: Path | None, **options: Any) -> Runs:
@@ -211,7 +211,7 @@ def open_runs(slug: str, scale: Scale, store: Path | None, **options: Any) -> Ru
     return Runs(
         slug, scale.name,
         provenance=provenance(ROOT, scale.device.type),
-        code=tracer().of_function,
+        code=tracer(scale.name).of_function,
         known=results.read(store, slug, scale.name),
         others=functools.partial(_others, slug, scale.name, store),
         limit=LIMIT[scale.name],
@@ -295,15 +295,15 @@ def judged(
         "declaration": declaration,
         "claims": [claim.record() for claim in claims],
         "facts": [fact.record() for fact in lab.facts(found)],
-        "judging": _judging(lab),
+        "judging": _judging(lab, document["scale"]),
     }
 
 
-def _judging(lab: Lab) -> dict[str, str]:
+def _judging(lab: Lab, scale: str) -> dict[str, str]:
     """The function that judges, and the digest of its code."""
     return {
         "function": function_name(lab.judge),
-        "code": joined(tracer().of_function(lab.judge)),
+        "code": joined(tracer(scale).of_function(lab.judge)),
     }
 
 
@@ -323,7 +323,7 @@ def stale(lab: Lab, scale: str, folder: Path) -> list[str]:
         evidence.declare(lab.claims).hash != before["declaration"]["hash"]
     ):
         return ["the declared claims changed"]
-    if before.get("judging") != _judging(lab):
+    if before.get("judging") != _judging(lab, scale):
         return ["the code that judges the claims changed"]
     kept = {name: len(e["jobs"]) for name, e in before["experiments"].items()}
     asked = {name: len(e["jobs"]) for name, e in document["experiments"].items()}

@@ -3,7 +3,8 @@
 A number is stale when code that it came from has changed. To say so exactly, names are followed
 from a cell or a job's function through modules, definition by definition, without importing
 anything. Where a name cannot be followed (``from m import *``, a module handed on as a value, a
-module imported by a computed name) the whole module, or every method, counts.
+module imported by a computed name) the whole module, or every method, counts. What only scale
+``ci`` uses, a size or a number of seeds, is no part of what a larger scale computes.
 
 ``toolkit`` hands out names lazily: those listed in a package's ``_EXPORTS`` come from the module
 named there, every other name is a class or function that a part module defines.
@@ -49,10 +50,12 @@ class Tracer:
 
     Args:
         root: folder that holds the package ``toolkit``, and others whose code counts.
+        scale: whose keys; at the larger ones values that only ``ci`` uses do not count.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, scale: str = "ci") -> None:
         self.root = Path(root)
+        self.quick = scale == "ci"
         self._indexes: dict[str, Index | None] = {}
         self._files: dict[str, str | None] = {}
         self._edges: dict[Definition, tuple[Reached, tuple[str, ...]]] = {}
@@ -127,7 +130,7 @@ class Tracer:
     def _hash(self, one: Definition) -> str:
         if one not in self._hashes:
             words = self._reach(one)[1]
-            self._hashes[one] = self._index(one.path).hash(one.name, words)
+            self._hashes[one] = self._index(one.path).hash(one.name, words, quick=self.quick)
         return self._hashes[one]
 
     # files and modules ------------------------------------------------------------------------

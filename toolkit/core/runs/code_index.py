@@ -66,10 +66,13 @@ class Index:
     def references(self, name: str) -> References:
         return references(self.nodes(name), self.home)
 
-    def hash(self, name: str, words: Iterable[str]) -> str:
-        """Hash of a definition's syntax tree and of ``words`` that say what its names stand for."""
+    def hash(self, name: str, words: Iterable[str], *, quick: bool = True) -> str:
+        """Hash of a definition's syntax tree and of ``words`` that say what its names stand for.
+
+        ``quick`` says whether values that only scale ``ci`` uses count.
+        """
         text: list[str] = []
         for node in self.nodes(name):
-            dump(node, text, imports=name == MODULE)
+            dump(node, text, imports=name == MODULE, quick=quick)
         text += sorted(words)
         return hashlib.sha256("\n".join(text).encode()).hexdigest()[:16]

@@ -34,8 +34,25 @@ def _type_checking(test: ast.expr) -> bool:
     return getattr(test, "id", getattr(test, "attr", "")) == "TYPE_CHECKING"
 
 
-def dump(value: object, text: list[str], *, imports: bool, without: Collection[int] = ()) -> None:
-    """A syntax tree as words: the same in every version of Python that parses it alike."""
+def dump(
+    value: object,
+    text: list[str],
+    *,
+    imports: bool,
+    without: Collection[int] = (),
+    quick: bool = True,
+) -> None:
+    """A syntax tree as words: the same in every version of Python that parses it alike.
+
+    Args:
+        value: the tree, or a part of it.
+        text: takes the words.
+        imports: whether imports count.
+        without: ids of statements that do not count.
+        quick: whether values that only scale ``ci`` uses count, see :func:`larger`.
+    """
+    if not quick:
+        value = larger(value)
     if isinstance(value, ast.AST):
         if not imports and isinstance(value, (ast.Import, ast.ImportFrom)):
             return  # what its names stand for is told apart
@@ -45,16 +62,41 @@ def dump(value: object, text: list[str], *, imports: bool, without: Collection[i
                 continue
             text.append(f".{name}")
             parts = _joined(part) if name == "values" else part
-            dump(parts, text, imports=imports, without=without)
+            dump(parts, text, imports=imports, without=without, quick=quick)
     elif isinstance(value, list):
         if value and isinstance(value[0], ast.stmt):
             value = [part for part in effective(value) if id(part) not in without]
         text.append("[")
         for part in value:
-            dump(part, text, imports=imports, without=without)
+            dump(part, text, imports=imports, without=without, quick=quick)
         text.append("]")
     else:
         text.append(f"{type(value).__name__} {value!r}")
+
+
+def larger(value: object) -> object:
+    """A part of a syntax tree without the values that only scale ``ci`` uses.
+
+    These are the entry ``"ci"`` of a dictionary that has one for ``"cpu"``, the argument ``ci=`` of
+    a call that has ``cpu=`` as well, and what a conditional expression gives for ``... == "ci"``.
+    """
+    if isinstance(value, ast.Dict):
+        keys = [getattr(key, "value", None) for key in value.keys]
+        if {"ci", "cpu"} <= {key for key in keys if isinstance(key, str)}:
+            kept = [k for k, key in enumerate(keys) if key != "ci"]
+            return ast.Dict([value.keys[k] for k in kept], [value.values[k] for k in kept])
+    elif isinstance(value, ast.Call):
+        if {"ci", "cpu"} <= {word.arg for word in value.keywords}:
+            words = [word for word in value.keywords if word.arg != "ci"]
+            return ast.Call(value.func, value.args, words)
+    elif isinstance(value, ast.IfExp) and isinstance(value.test, ast.Compare):
+        test = value.test
+        if [getattr(c, "value", None) for c in test.comparators] == ["ci"]:
+            if isinstance(test.ops[0], ast.Eq):
+                return larger(value.orelse)
+            if isinstance(test.ops[0], ast.NotEq):
+                return larger(value.body)
+    return value
 
 
 def _joined(parts: list) -> list:
