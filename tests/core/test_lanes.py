@@ -1040,3 +1040,29 @@ def test_a_damaged_chunk_is_trained_again(tmp_path, how):
         warnings.simplefilter("always")
         alike(train(make_mlp, PAIR, x, y, folder=tmp_path), first)
     assert any("is a folder" in str(w.message) for w in said) == (how == "folder")
+
+
+def test_a_chain_follows_weights_and_batches_that_are_other_tensors():
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(3, 5, 4, generator=draw, dtype=torch.float64)
+    y = torch.randint(2, (3, 5), generator=draw)
+    net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)).double()
+    whole = chains.chain(net, x[0], y[0])
+    weights = [torch.randn(3, *p.shape, generator=draw, dtype=torch.float64)
+               for p in net.parameters()]  # fmt: skip
+    for other in (weights, [w * 2 for w in weights], weights):
+        for batch in (x, x + 1, x[:, :2].contiguous()):
+            labels = y[:, : batch.shape[1]]
+            loss, grads = whole(other, batch, labels)
+            again, expected = chains.chain(net, x[0], y[0])(other, batch, labels)
+            assert torch.equal(loss, again)
+            assert all(map(torch.equal, grads, expected))
+
+
+def test_the_first_step_of_a_loss_that_is_not_finite_is_noted_once():
+    diverged = torch.tensor([-1, -1, 3, -1])
+    losses = torch.ones(4, 4)
+    losses[2:, 1] = torch.nan
+    losses[1, 2] = losses[0, 3] = torch.inf
+    steps._note(diverged, losses, 10)
+    assert diverged.tolist() == [-1, 12, 3, 10]

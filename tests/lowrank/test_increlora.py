@@ -20,6 +20,7 @@ from toolkit import IncreLoRA, adapt
 from toolkit.core.adapt.sites import describe
 from toolkit.core.adapt.weight_gradient import weight_gradient
 from toolkit.labs.beds import tasks as beds
+from toolkit.lowrank.increlora.score import Scratch
 
 DOUBLE = torch.float64
 
@@ -1003,3 +1004,16 @@ def test_dropout_on_attention_is_refused():
         model[0](x, x, x)
     adapted.model.eval()
     model[0](x, x, x)
+
+
+def test_layers_of_any_size_score_in_one_memory():
+    scratch, draw = Scratch(), torch.Generator().manual_seed(0)
+    for m, n, k in ((3, 4, 2), (5, 6, 3), (2, 2, 7)):
+        a, b = torch.randn(m, k, generator=draw), torch.randn(k, n, generator=draw)
+        held = scratch.product("gradient", a, b)
+        other = scratch.product("difference", -a, b)
+        assert torch.equal(held, a @ b)
+        assert torch.equal(other, -a @ b)
+        assert held.data_ptr() != other.data_ptr()
+    scratch.clear()
+    assert not scratch.held

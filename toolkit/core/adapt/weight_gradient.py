@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -10,7 +12,12 @@ from toolkit.core.adapt.sites import Site
 
 
 def weight_gradient(
-    base: nn.Module, site: Site, x: Tensor, g: Tensor, dtype: torch.dtype | None = None
+    base: nn.Module,
+    site: Site,
+    x: Tensor,
+    g: Tensor,
+    dtype: torch.dtype | None = None,
+    product: Callable[[Tensor, Tensor], Tensor] = torch.matmul,
 ) -> Tensor:
     """Gradient of the loss for the (m, n) matrix of a layer, from its input and output gradient.
 
@@ -19,10 +26,11 @@ def weight_gradient(
         x: its input; features last for linear layers, channels first for convolutions.
         g: gradient at its output.
         dtype: in which linear layers multiply; None: that of ``g``.
+        product: of two matrices, for linear layers.
     """
     if site.kind != "conv":
         x, g = x.to(dtype or g.dtype), g.to(dtype or g.dtype)
-        return g.reshape(-1, site.rows).T @ x.reshape(-1, site.cols)
+        return product(g.reshape(-1, site.rows).T, x.reshape(-1, site.cols))
     x, dims = x.to(g.dtype), len(site.shape) - 2
     if x.dim() == dims + 1:
         x, g = x.unsqueeze(0), g.unsqueeze(0)

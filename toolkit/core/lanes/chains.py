@@ -8,12 +8,16 @@ two on the way back. The results are the general way's up to rounding.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from operator import is_
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
+Call: TypeAlias = tuple[Callable[..., Any], Any, Any, Tensor]
+"""An operation, its two arguments, and the tensor that takes the result."""
 HOOKS = (
     "_forward_hooks",
     "_forward_pre_hooks",
@@ -75,6 +79,10 @@ class Chain:
     Within, the batch is the last axis. Every product but one then reads rows of memory in order,
     and the softmax runs over whole rows at once, which for ten classes is twenty times faster.
 
+    A step of the smallest networks is short enough that making views of tensors takes a good part
+    of it. The calls are therefore laid out once, and made again as long as they are about the same
+    tensors.
+
     Args:
         modules: the layers in order.
     """
@@ -91,6 +99,7 @@ class Chain:
             elif isinstance(module, nn.ReLU):
                 self.plan.append(None)
         self.buffers: dict[tuple[str, int], Tensor] = {}
+        self.about: list[Tensor] = []
 
     @torch.no_grad()
     def __call__(self, weights: list[Tensor], x: Tensor, y: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -104,53 +113,63 @@ class Chain:
         Returns:
             Loss (M,) and the gradients, shaped as the weights; valid until the next call.
         """
+        about = [x.contiguous(), *weights]
+        if len(about) != len(self.about) or not all(map(is_, about, self.about)):
+            self._lay_out(*about)
+            self.about = about
+        for call, a, b, out in self.forward:
+            call(a, b, out=out)
+        loss = _cross_entropy(self.logits, y, self.slope)
+        for call, a, b, out in self.backward:
+            call(a, b, out=out)
+        return loss, self.grads[:]
+
+    def _lay_out(self, x: Tensor, *weights: Tensor) -> None:
+        """The calls of a step: operation, two arguments, and where the result goes."""
         h = x.flatten(2).transpose(1, 2)
+        self.forward: list[Call] = []
         inputs = []
         for n, layer in enumerate(self.plan):
             inputs.append(h)
             if layer is None:
                 # in place but for the data: what a linear layer gave is not needed any more
-                h = h.relu_() if n and self.plan[n - 1] else h.relu()
-                continue
-            at, biased = layer
-            w = weights[at]
-            out = self._buffer("output", n, (*w.shape[:2], h.shape[2]), w)
-            h = torch.bmm(w, h, out=out)
-            if biased:
-                h.add_(weights[at + 1][..., None])
-        loss, g = self._cross_entropy(h, y)
-        return loss, self._backward(weights, [*inputs, h], g)
+                out = h if any(self.plan[:n]) else torch.empty_like(h)
+                self.forward.append((torch.clamp_min, h, 0, out))
+            else:
+                at, biased = layer
+                w = weights[at]
+                out = self._buffer("output", n, (*w.shape[:2], h.shape[2]), w)
+                self.forward.append((torch.bmm, w, h, out))
+                if biased:
+                    self.forward.append((torch.add, out, weights[at + 1][..., None], out))
+            h = out
+        self.logits, self.slope = h, self._buffer("slope", 0, h.shape, h)
+        self._lay_out_backward(weights, [*inputs, h])
 
-    def _backward(self, weights: list[Tensor], values: list[Tensor], g: Tensor) -> list[Tensor]:
-        """Gradients of all weights.
+    def _lay_out_backward(self, weights: Sequence[Tensor], values: list[Tensor]) -> None:
+        """The calls that give the gradients of all weights.
 
         Args:
             weights: as in the call.
             values: the input of every layer of the plan (M, units, b), and the output.
-            g: gradient of the output (M, K, b).
         """
-        grads = list(weights)
+        self.backward: list[Call] = []
+        self.grads = [self._buffer("gradient", i, w.shape, w) for i, w in enumerate(weights)]
+        g = self.slope
         for n in reversed(range(len(self.plan))):
             layer = self.plan[n]
             if layer is None:
-                torch.ops.aten.threshold_backward.grad_input(g, values[n + 1], 0, grad_input=g)
+                self.backward.append((_relu_backward, g, values[n + 1], g))
                 continue
             at, biased = layer
-            w = weights[at]
-            grads[at] = torch.bmm(
-                g, values[n].transpose(1, 2), out=self._buffer("gradient", at, w.shape, w)
-            )
+            self.backward.append((torch.bmm, g, values[n].transpose(1, 2), self.grads[at]))
             if biased:
-                bias = weights[at + 1]
-                grads[at + 1] = torch.sum(
-                    g, 2, out=self._buffer("gradient", at + 1, bias.shape, bias)
-                )
-            if at:  # nothing before the first linear layer learns
-                out = self._buffer("input", n, values[n].shape, w)
-                g = torch.bmm(w.transpose(1, 2), g, out=out)
-            else:
+                self.backward.append((torch.sum, g, 2, self.grads[at + 1]))
+            if not at:  # nothing before the first linear layer learns
                 break
-        return grads
+            out = self._buffer("input", n, values[n].shape, g)
+            self.backward.append((torch.bmm, weights[at].transpose(1, 2), g, out))
+            g = out
 
     def _buffer(self, role: str, n: int, shape: Sequence[int], like: Tensor) -> Tensor:
         """Memory that every step writes over: new memory would cost a page fault every 4 KiB."""
@@ -159,13 +178,17 @@ class Chain:
             held = self.buffers[role, n] = like.new_empty(shape)
         return held
 
-    @staticmethod
-    def _cross_entropy(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean loss (M,), and its gradient with respect to the logits (M, K, b)."""
-        spot = y[:, None]
-        log_p = logits.log_softmax(1)
-        loss = log_p.gather(1, spot).mean((1, 2)).neg_()
-        g = log_p.exp_()
-        # scatter_add_ would do, but not on a GPU with deterministic algorithms
-        g.scatter_(1, spot, g.gather(1, spot) - 1)
-        return loss, g.div_(y.shape[1])
+
+def _relu_backward(g: Tensor, value: Tensor, *, out: Tensor) -> None:
+    torch.ops.aten.threshold_backward.grad_input(g, value, 0, grad_input=out)
+
+
+def _cross_entropy(logits: Tensor, y: Tensor, slope: Tensor) -> Tensor:
+    """Mean loss (M,) of logits (M, K, b); its gradient with respect to them goes to ``slope``."""
+    spot = y[:, None]
+    log_p = logits.log_softmax(1)
+    loss = log_p.gather(1, spot).mean((1, 2)).neg_()
+    torch.exp(log_p, out=slope)
+    # scatter_add_ would do, but not on a GPU with deterministic algorithms
+    slope.scatter_(1, spot, slope.gather(1, spot) - 1).div_(y.shape[1])
+    return loss

@@ -59,8 +59,7 @@ class SGD:
             decay: weight decay.
             momentum: of SGD; the first beta of AdamW.
         """
-        # empty_like keeps the strides of a tensor that fills its memory; others are copied
-        grads = [g if torch.empty_like(g).stride() == g.stride() else g.contiguous() for g in grads]
+        grads = [g if _fills(g) else g.contiguous() for g in grads]
         self._lay_out(weights, grads)
         fused = not any(isinstance(v, Tensor) for v in (rate, decay, momentum))
         update: Callable[..., None] = self._fused if fused else self._lanewise
@@ -155,4 +154,13 @@ def _add(to: Tensor, what: Tensor, times: Setting) -> None:
 
 def _in_order(tensors: list[Tensor]) -> list[Tensor]:
     """Views whose axes follow memory: the fused optimiser would copy any others."""
-    return [t.permute(sorted(range(t.dim()), key=t.stride, reverse=True)) for t in tensors]
+    return [
+        t if t.is_contiguous() else t.permute(sorted(range(t.dim()), key=t.stride, reverse=True))
+        for t in tensors
+    ]
+
+
+def _fills(t: Tensor) -> bool:
+    """Whether a tensor fills its memory, in whatever order: ``empty_like`` then keeps its strides,
+    and others are copied."""
+    return t.is_contiguous() or torch.empty_like(t).stride() == t.stride()

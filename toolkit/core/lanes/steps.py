@@ -17,6 +17,8 @@ from toolkit.core.seeds import generator
 from toolkit.core.train.labels import IGNORED
 
 SAM_EPS = 1e-12  # official SAM code, beside the norm
+NOTED = 32
+"""Steps after which losses are looked at and progress is told."""
 
 
 class Stepper:
@@ -52,7 +54,8 @@ class Stepper:
         loss: LaneLoss | None = None,
         numbers: Tensor | None = None,
     ):
-        self.net, self.lanes, self.x = net, list(lanes), x
+        self.net, self.lanes, self.x = net, list(lanes), x.detach()
+        self.flat, self.batch = x.new_empty(0), x.new_empty(0)
         names = net.parameters
         self.names = names
         self.weights = [states[n].clone() for n in names]
@@ -152,27 +155,28 @@ class Stepper:
         alike = bool((rates == rates[:, :1]).all())
         on_device = rates.to(self.weights[0])
         diverged, loss = done["facts/diverged"][:count], done["facts/loss"][:count]
-        epoch, order, since = -1, self.x, 0
+        epoch, order = -1, self.x
+        losses, kept = self.total.new_empty(NOTED, count), 0
         for step in range(begin, end):
             now, place = divmod(step, per_epoch)
             if now != epoch:
                 epoch, order = now, self._order(lanes, now, per_epoch)
             rate = float(rates[step - begin, 0]) if alike else on_device[step - begin]
-            found = self._step(order[:, place], step, rate)
-            bad = ~torch.isfinite(found) & (diverged < 0)
-            diverged.masked_fill_(bad, step)
+            found = self._step(order[place], step, rate)
             if place == 0:
                 self.total, self.counted = torch.zeros_like(found), 0
             self.total += found
             self.counted += 1
-            since += 1
-            if since == 32 or step == end - 1:
-                tick(since * count)
-                since = 0
+            losses[kept] = found
+            kept += 1
+            if kept == NOTED or step == end - 1:
+                _note(diverged, losses[:kept], step + 1 - kept)
+                tick(kept * count)
+                kept = 0
         loss.copy_(self.total / self.counted)
 
     def _order(self, lanes: Sequence[Lane], epoch: int, per_epoch: int) -> Tensor:
-        """Indices (M, steps of the epoch, b); equal order seeds see equal batches."""
+        """Indices (steps of the epoch, M, b); equal order seeds see equal batches."""
         drawn: dict[int, Tensor] = {}
         for lane in lanes:
             if lane.order not in drawn:
@@ -181,19 +185,31 @@ class Stepper:
         unique = list(drawn)
         table = torch.stack(list(drawn.values()))[:, : per_epoch * lanes[0].batch]
         table = table.to(self.x.device).view(len(unique), per_epoch, lanes[0].batch)
+        table = table.transpose(0, 1)
         if len(unique) == 1:
-            table = table.expand(len(lanes), -1, -1)
+            table = table.expand(-1, len(lanes), -1)
         else:
-            which = [unique.index(lane.order) for lane in lanes]
-            table = table[torch.tensor(which, device=self.x.device)]
+            place = {order: i for i, order in enumerate(unique)}
+            which = torch.tensor([place[lane.order] for lane in lanes], device=self.x.device)
+            table = table.index_select(1, which)
         if self.rows is None:
             return table
-        return self.rows.gather(1, table.flatten(1)).view(table.shape)
+        return self.rows.expand(per_epoch, -1, -1).gather(2, table)
+
+    def _examples(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs (M, b, ...) and labels (M, b) of a step; the next one writes over the inputs."""
+        numbers = index.flatten()
+        if len(self.flat) != len(numbers):
+            self.flat = self.x.new_empty(len(numbers), *self.x.shape[1:])
+            self.batch = self.flat.view(*index.shape, *self.x.shape[1:])
+        # rows of memory as a whole; indexing by a matrix goes number by number
+        torch.index_select(self.x, 0, numbers, out=self.flat)
+        if len(self.labels) > 1:
+            return self.batch, self.labels.gather(1, index)
+        return self.batch, self.labels[0].index_select(0, numbers).view(index.shape)
 
     def _step(self, index: Tensor, step: int, rate: float | Tensor) -> Tensor:
-        # rows of memory as a whole; indexing by a matrix goes number by number
-        x = self.x.index_select(0, index.flatten()).view(*index.shape, *self.x.shape[1:])
-        y = self.labels.expand(len(index), -1).gather(1, index)
+        x, y = self._examples(index)
         rho = self.columns["rho"]
         loss, grads = self.gradient(self.weights, self.buffers, x, y)
         self._mask(grads)
@@ -233,3 +249,16 @@ class Stepper:
             loss = loss.sum(1) / (y != IGNORED).sum(1)
         loss = loss.mean(1) if loss.dim() == 2 else loss
         return loss.detach(), list(torch.autograd.grad(loss.sum(), leaves))
+
+
+def _note(diverged: Tensor, losses: Tensor, first: int) -> None:
+    """Write down where a lane's loss was first not finite.
+
+    Args:
+        diverged: (M,) steps, -1 where it has been finite so far; changed in place.
+        losses: (steps, M).
+        first: number of the first of these steps.
+    """
+    wrong = ~torch.isfinite(losses)
+    new = wrong.any(0) & (diverged < 0)
+    diverged.copy_(torch.where(new, first + wrong.int().argmax(0), diverged))

@@ -12,6 +12,7 @@ from toolkit.core.adapt.steps.growth import Growth, looks
 from toolkit.core.adapt.steps.growth_controller import GrowthController
 from toolkit.core.adapt.steps.importance import smooth
 from toolkit.core.adapt.steps.processes import average
+from toolkit.lowrank.increlora.score import Scratch
 
 
 class IncrementController(GrowthController):
@@ -44,8 +45,9 @@ class IncrementController(GrowthController):
         self.scaler, self.squared = scaler, method.like == "paper"
         self.importance = torch.zeros_like(self.layers[0].A0[0, 0]).repeat(len(self.layers))
         self.uncertainty, self.seen = torch.zeros_like(self.importance), False
+        self.scratch = Scratch()
         for layer in self.layers:
-            layer.score_dtype = score_dtype
+            layer.score_dtype, layer.scratch = score_dtype, self.scratch
         self._listen()
 
     def check_schedule(self) -> None:
@@ -82,6 +84,7 @@ class IncrementController(GrowthController):
         """Stop the layers from scoring for nobody."""
         for layer in self.layers:
             layer.listening, layer.score = False, None
+        self.scratch.clear()
 
     def before_step(self) -> None:
         try:
@@ -93,6 +96,7 @@ class IncrementController(GrowthController):
         super().discard()
         for layer in self.layers:
             layer.score = None
+        self.scratch.clear()
 
     def finish(self) -> None:
         super().finish()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from toolkit.core.adapt.lowrank import LowRankLayer
 from toolkit.core.adapt.sites import Site, normal
 from toolkit.core.adapt.steps.growth import block_generator, draw_seed, given
-from toolkit.lowrank.increlora.score import increment_score, size
+from toolkit.lowrank.increlora.score import Scratch, increment_score, size
 
 
 class IncreLoRALayer(LowRankLayer):
@@ -31,6 +31,7 @@ class IncreLoRALayer(LowRankLayer):
         super().__init__(method, site)
         self.method, self.limit = method, min(site.rows, site.cols)
         self.listening, self.score, self.score_dtype = False, None, None
+        self.scratch = Scratch()
         self.width = self.released = self.counted = 0
         A = normal((method.rank, site.cols), 0.02, site, generator)
         self._add(A, normal((site.rows, method.rank), 0.02, site, generator), trains=True)
@@ -137,12 +138,12 @@ class IncreLoRALayer(LowRankLayer):
     @torch.compiler.disable
     def _hear(self, y: Tensor, x: Tensor | None, base: nn.Module) -> None:
         left, right = (t.detach() for t in self.factors())
-        left, site, dtype = self.scale * left, self.site, self.score_dtype
+        left, site, how = self.scale * left, self.site, (self.score_dtype, self.scratch)
         scale = size(site, self.method.like)
 
         def hook(g: Tensor | None) -> None:
             if g is not None:
-                now = increment_score(base, site, left, right, x, g.detach(), dtype) / scale
+                now = increment_score(base, site, left, right, x, g.detach(), *how) / scale
                 self.score = now if self.score is None else self.score + now
 
         y.register_hook(hook)
@@ -196,4 +197,4 @@ class IncreLoRALayer(LowRankLayer):
 
     def __getstate__(self) -> dict[str, Any]:
         # copies start without a controller, so nothing would read their scores
-        return self.__dict__ | {"listening": False, "score": None}
+        return self.__dict__ | {"listening": False, "score": None, "scratch": Scratch()}
