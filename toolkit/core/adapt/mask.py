@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from toolkit.core.adapt import sampled
 from toolkit.core.adapt.forwards import call_with, frozen
 from toolkit.core.adapt.sites import Site, with_padding
+from toolkit.core.states.deltas import fingerprint
 
 
 class MaskLayer(nn.Module):
@@ -67,6 +68,16 @@ class MaskLayer(nn.Module):
     def seen_whole(self) -> bool:
         """Whether a backward pass must reach more of the weight than the entries that move."""
         return False
+
+    @torch.no_grad()
+    def origin(self, base: nn.Module) -> str:
+        """Hash of the numbers of the base in whose place those of this layer stand."""
+        weight = frozen(base, self.site.parameter, self.site.name)
+        return fingerprint(weight.reshape(-1)[self.places()])
+
+    def places(self) -> Tensor:
+        """Where numbers may differ from the base, ascending."""
+        return self.index.long().sort().values
 
     @torch.no_grad()
     def resize(self, state: dict[str, Tensor]) -> None:
