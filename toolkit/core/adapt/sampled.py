@@ -73,13 +73,13 @@ def linear(
 
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, bias, values, weight, index, outputs_first: bool):  # type: ignore[no-untyped-def]
+    def forward(ctx, x, bias, values, weight, index, outputs_first: bool):
         ctx.save_for_backward(x, weight, index)
         ctx.values, ctx.outputs_first = values, outputs_first
         return F.linear(x, weight if outputs_first else weight.T, bias)
 
     @staticmethod
-    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+    def backward(ctx, grad):
         given, weight, index = ctx.saved_tensors
         again = torch.is_grad_enabled()  # double backward: through plain operations
         if again:
