@@ -56,13 +56,23 @@ def adamw(ps):
 
 
 def plain(
-    make, budget: int, total: int, exponent: float, epsilon: float, steps: int = 0, bias=False
+    make,
+    budget: int,
+    total: int,
+    exponent: float,
+    epsilon: float,
+    steps: int = 0,
+    bias=False,
+    schedule: list[int] | None = None,
+    sign: int = -1,
+    model: nn.Module | None = None,
 ) -> tuple[nn.Module, list[set]]:
     """The card's loop in the plainest words, dense: (model, sets of what was unmasked by then)."""
-    model = network(bias=bias)
-    names = dict(model.named_parameters())
+    model = network(bias=bias) if model is None else model
+    names = {n: p for n, p in model.named_parameters() if p.requires_grad}
     optimizer, free, history = make(names.values()), set(), []
     every, more = divmod(budget, total)
+    schedule = schedule or [every + (t < more) for t in range(total)]
     for t in range(steps or total):
         optimizer.zero_grad()
         loss(model, t).backward()
@@ -72,8 +82,8 @@ def plain(
             for i in range(p.numel())
             if (n, i) not in free
         ]
-        ranked.sort(key=lambda row: -row[0])
-        join = every + (t < more) if t < total else 0
+        ranked.sort(key=lambda row: sign * row[0])
+        join = schedule[t] if t < total else 0
         free |= {(n, i) for _, n, i in ranked[:join]}
         history.append(set(free))
         before = {n: p.detach().clone() for n, p in names.items()}
@@ -133,6 +143,47 @@ def test_choices_and_weights_are_those_of_the_plain_dense_loop(make, exponent, e
     adapted, _, history = run(method, make)
     assert history == expected
     same(adapted, model)
+
+
+SPENT = {  # 20 scalars in 6 steps, written out
+    "uniform": [4, 4, 3, 3, 3, 3],
+    "once": [20, 0, 0, 0, 0, 0],
+    "back": [0, 2, 3, 3, 5, 7],
+    "front": [7, 5, 3, 3, 2, 0],
+}
+
+
+@pytest.mark.parametrize("factors", [False, True], ids=["layers", "factors"])
+@pytest.mark.parametrize(("order", "sign"), [("highest", -1), ("lowest", 1)])
+@pytest.mark.parametrize("schedule", SPENT)
+def test_both_orders_and_all_schedules_are_the_plain_dense_loop(schedule, order, sign, factors):
+    method = ID3(budget=20, schedule=schedule, order=order)
+    beside = {"schedule": SPENT[schedule], "sign": sign}
+    if not factors:
+        model, expected = plain(adamw, 20, STEPS, 1.0, 1.0, **beside)
+        adapted, _, history = run(method, adamw)
+        assert history == expected
+        same(adapted, model)
+        return
+    pair = []
+    for _ in range(2):
+        adapted = adapt(network(), LoRA(rank=3), generator=torch.Generator().manual_seed(2))
+        with torch.no_grad():  # else B = 0 and A has no gradient, a tie among all
+            for p in adapted.parameters():
+                p.add_(0.1)
+        pair.append(adapted)
+    model, expected = plain(adamw, 20, STEPS, 1.0, 1.0, model=pair[0].model, **beside)
+    trained = {n: p for n, p in pair[1].model.named_parameters() if p.requires_grad}
+    optimizer = adamw(trained.values())
+    rule = unmask(method, trained, optimizer, STEPS)
+    for t in range(STEPS):
+        optimizer.zero_grad()
+        loss(pair[1].model, t).backward()
+        optimizer.step()
+        found = {(n, int(i)) for n, m in rule.masks().items() for i in m.view(-1).nonzero()}
+        assert found == expected[t]
+    for name, p in trained.items():
+        torch.testing.assert_close(p, model.get_parameter(name), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("make", [momentum, adamw])

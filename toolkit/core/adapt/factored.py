@@ -73,7 +73,7 @@ class _LowRankLinear(torch.autograd.Function):
 _TENSORS = frozenset((Tensor, nn.Parameter))
 
 
-def _fusible(x: Any, weight: Tensor, A: Tensor) -> bool:
+def fusible(x: Any, weight: Tensor, A: Tensor) -> bool:
     """Whether plain tensors meet plain autograd, and nothing that must see each operation."""
     return not (
         torch.compiler.is_compiling()
@@ -121,7 +121,7 @@ def apply(
     x = args[0] if len(args) == 1 and not kwargs else _only_input(base, site, args, kwargs)
     if site.kind in ("linear", "hf_conv1d") and not drop:
         weight = base.weight if site.kind == "linear" else base.weight.T
-        if _fusible(x, weight, A):
+        if fusible(x, weight, A):
             if A.dtype != x.dtype:
                 A, B = A.to(x.dtype), B.to(x.dtype)
             y = _LowRankLinear.apply(x, weight, base.bias, A, B, s)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from toolkit.core.adapt import facts as reading
-from toolkit.core.adapt import handles
+from toolkit.core.adapt import files, handles
 from toolkit.core.adapt.model import Adapted
 from toolkit.core.adapt.put import adapt, is_train, refuse_busy
 from toolkit.core.adapt.sites import fits, kind_of
@@ -30,8 +30,8 @@ def load(model: nn.Module, path: Any) -> Adapted:
     Raises:
         FileNotFoundError: no such file.
         ValueError: the file is no adapter of this project, is damaged, or belongs to another
-            architecture; or the model has no memory yet (``meta``) or is sharded. The model is
-            then as it was.
+            architecture, or to another base where it holds entries of the weights; or the model
+            has no memory yet (``meta``) or is sharded. The model is then as it was.
         RuntimeError: the model carries a method already.
     """
     path = Path(path)
@@ -55,6 +55,8 @@ def load(model: nn.Module, path: Any) -> Adapted:
     try:
         for name, adapter in adapted.adapters.items():
             fill(adapter, states[name], f"{path}: layer {name!r}")
+            layer = adapted.sites[name].layer
+            files.refuse_other(layer, facts["layers"][name], f"{path}: layer {name!r}")
     except Exception:
         adapted.unload()
         raise
@@ -82,9 +84,15 @@ def put(model: nn.Module, wanted: Any, beside: set[str], where: str) -> Adapted:
         ValueError: it cannot be put on this model.
     """
     try:
-        return adapt(model, wanted, train=beside.__contains__)
+        # what a method chose by its scores is in the file, so any scores do
+        return adapt(model, wanted, train=beside.__contains__, batches=[None], loss=_size)
     except Exception as error:  # of a method that does not take what the file says
         raise ValueError(f"{where}: its method does not fit this model ({error})") from error
+
+
+def _size(model: nn.Module, _: None) -> Tensor:
+    """A loss that reaches every weight."""
+    return torch.stack([p.square().sum() for p in model.parameters() if p.requires_grad]).sum()
 
 
 def _methods(path: Path, facts: dict[str, Any]) -> dict[Any, Any]:

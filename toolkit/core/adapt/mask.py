@@ -13,8 +13,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from toolkit.core.adapt import sampled
 from toolkit.core.adapt.forwards import call_with, frozen
 from toolkit.core.adapt.sites import Site, with_padding
+from toolkit.core.states.deltas import fingerprint
 
 
 class MaskLayer(nn.Module):
@@ -52,7 +54,30 @@ class MaskLayer(nn.Module):
         return {self.site.parameter: with_padding(base, self.site, new.view(old.shape))}
 
     def forward(self, base: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if (
+            not kwargs
+            and not self.seen_whole()
+            and sampled.pays(base, self.site, self.values, args)
+        ):
+            with torch.no_grad():
+                new = self.merged(base)[self.site.parameter]
+            bias = base._parameters.get("bias")
+            return sampled.linear(self.site, args[0], new, bias, self.values, self.index)
         return call_with(base, self.merged(base), self.site.name, args, kwargs)
+
+    def seen_whole(self) -> bool:
+        """Whether a backward pass must reach more of the weight than the entries that move."""
+        return False
+
+    @torch.no_grad()
+    def origin(self, base: nn.Module) -> str:
+        """Hash of the numbers of the base in whose place those of this layer stand."""
+        weight = frozen(base, self.site.parameter, self.site.name)
+        return fingerprint(weight.reshape(-1)[self.places()])
+
+    def places(self) -> Tensor:
+        """Where numbers may differ from the base, ascending."""
+        return self.index.long().sort().values
 
     @torch.no_grad()
     def resize(self, state: dict[str, Tensor]) -> None:

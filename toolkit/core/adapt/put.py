@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from toolkit.core.adapt import handles, scores, sites
 from toolkit.core.adapt import targets as names
 from toolkit.core.adapt.layer import AdaptedLayer, Placed, resume
+from toolkit.core.adapt.mask import MaskLayer
 from toolkit.core.adapt.model import Adapted, Method, freeze
 from toolkit.core.adapt.targets import Targets
 from toolkit.core.adapt.unfit import refuse_wrapped
@@ -44,7 +45,9 @@ def adapt(
         model: any ``nn.Module``. The same layer used in several places is adapted once. It may
             carry other methods already, on other sites.
         method: a method with its hyperparameters, such as ``LoRA(rank=8)``, or several by pattern:
-            ``{"*.query": LoRA(rank=4), "*.bias": Train()}``.
+            ``{"*.query": LoRA(rank=4), "*.bias": Train()}``. One that decides over all layers at
+            once has a function ``decided`` of the model, targets, batches, loss and train, which
+            returns the methods by pattern.
         targets: for one method: see :func:`toolkit.core.adapt.targets.select`; None takes every
             linear layer.
         train: patterns of parameters that train beside the adapters, such as ``"head.*"``, or a
@@ -59,11 +62,13 @@ def adapt(
 
     Raises:
         ValueError, TypeError: nothing matched, two methods want one site, or a method does not fit
-            a site. The model is then as it was.
+            a site, such as a choice of entries a weight that another module shares. The model is
+            then as it was.
         RuntimeError: a site carries a method already.
     """
-    wanted = _wanted(method, targets)
     handles.refuse_spread(model)
+    method, targets = _decided(method, model, targets, batches, loss, train)
+    wanted = _wanted(method, targets)
     beside = trained_beside(model, train)
     moved: dict[str, nn.Parameter] = {}
     for one, pattern in wanted:
@@ -98,22 +103,21 @@ def adapt(
             found |= {n: dataclasses.replace(own[n], scores=s) for n, s in measured.items()}
     with torch.inference_mode(False):  # or nothing of what is built could train, ever
         built = {n: chosen[n][0].build(site, generator) for n, site in found.items()}
-        return _put(model, [m for m, _ in wanted], chosen, found, built, beside, moved, passed)
+        uses = _uses(model)
+        _refuse_tied(model, found, built, uses)
+        every = [m for m, _ in wanted]
+        return _put(model, every, chosen, found, built, beside, moved, passed, uses)
 
 
 def _put(
     model: nn.Module, methods: list[Any], chosen: Mapping[str, tuple[Any, nn.Module]],
     found: Mapping[str, sites.Site], built: Mapping[str, nn.Module],
     beside: dict[str, nn.Parameter], moved: dict[str, nn.Parameter], passed: dict[str, str],
+    uses: Mapping[int, int],
 ) -> Adapted:  # fmt: skip
     """All checks are behind us: from here on the model changes."""
     before = {n: p.requires_grad for n, p in handles.parameters(model, twice=True)}
     places = _places(model, [layer for _, layer in chosen.values()])
-    uses: dict[int, int] = {}
-    for module in model.modules():
-        for p in module._parameters.values():
-            if p is not None:
-                uses[id(p)] = uses.get(id(p), 0) + 1
     placed: dict[str, Placed] = {}
     for name, (method, layer) in chosen.items():
         weight = layer._parameters.get(found[name].parameter)
@@ -128,6 +132,50 @@ def _put(
     if resume not in model._load_state_dict_post_hooks.values():
         model.register_load_state_dict_post_hook(resume)
     return adapted
+
+
+def _uses(model: nn.Module) -> dict[int, int]:
+    """Identity of each parameter -> how many modules hold it."""
+    uses: dict[int, int] = {}
+    for module in model.modules():
+        for p in module._parameters.values():
+            if p is not None:
+                uses[id(p)] = uses.get(id(p), 0) + 1
+    return uses
+
+
+def _refuse_tied(
+    model: nn.Module, found: Mapping[str, sites.Site], built: Mapping[str, nn.Module],
+    uses: Mapping[int, int],
+) -> None:  # fmt: skip
+    """Raise ValueError for a choice of entries of a weight that another module shares.
+
+    A difference is the layer's own, but the entries of one tensor cannot move in one of its places
+    and stay in the other.
+    """
+    for name, site in found.items():
+        weight = model.get_submodule(name)._parameters.get(site.parameter)
+        if uses.get(id(weight), 0) < 2 or not isinstance(built[name], MaskLayer):
+            continue
+        others = [
+            key
+            for key, value in handles.parameters(model, twice=True)
+            if value is weight and key != f"{name}.{site.parameter}"
+        ]
+        raise ValueError(
+            f"layer {name!r} shares its {site.parameter} with {', '.join(map(repr, others))}, so "
+            "no choice of its entries is its own; untie them (give the layer a copy of the "
+            "tensor), or leave the layer out of targets"
+        )
+
+
+def _decided(
+    method: Any, model: nn.Module, targets: Targets, batches: Any, loss: Any, train: Any
+) -> tuple[Any, Any]:
+    """The methods and targets that a method wants which decides over all layers at once."""
+    decide = None if isinstance(method, type) else getattr(method, "decided", None)
+    found = None if decide is None else decide(model, targets, batches, loss, train)
+    return (method, targets) if found is None else (found, None)
 
 
 def _wanted(method: Any, targets: Targets) -> list[tuple[Any, Any]]:
@@ -241,6 +289,12 @@ def trained_beside(
     patterns = [train] if isinstance(train, str) else list(train)
     every = dict(handles.parameters(model, twice=True))
     named = [n for n in every if any(_covers(n, p) for p in patterns)]
+    for name in named:
+        if not every[name].is_floating_point() and not every[name].is_complex():
+            raise ValueError(
+                f"{argument}={train!r} names {name!r}, which is held in {every[name].dtype} "
+                "(quantised), so it cannot train; name others, or take the model in full precision"
+            )
     for pattern in patterns:
         if not any(_covers(n, pattern) for n in named):
             raise ValueError(

@@ -51,6 +51,9 @@ class RechosenLayer(MaskLayer):
         new = old.reshape(-1).scatter(0, index, values.to(old.dtype))
         return {self.site.parameter: with_padding(base, self.site, new.view(old.shape))}
 
+    def places(self) -> Tensor:
+        return torch.cat([self.index.long(), self.left.long()]).sort().values
+
     @torch.no_grad()
     def choose(self, index: Tensor, base: nn.Module) -> Tensor:
         """Let other entries move from now on; ``values`` becomes a new parameter.

@@ -52,6 +52,14 @@ class SparseMask(Declared):
 
     tiny: ClassVar[dict[str, float]] = {"share": 0.5}
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.share == 1:
+            raise ValueError(
+                "SparseMask(share=1.0): share must lie in (0.0, 1.0); a mask of all entries "
+                "chooses none, so let the parameter train with Train()"
+            )
+
     @property
     def scores(self) -> str | None:
         """What must be measured on data before building."""

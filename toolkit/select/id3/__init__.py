@@ -162,6 +162,9 @@ class UnmaskedLayer(MaskLayer):
         new = seen.reshape(-1).index_put((self.index,), values.to(old.dtype))
         return {self.site.parameter: with_padding(base, self.site, new.view(old.shape))}
 
+    def seen_whole(self) -> bool:
+        return self.seen is not None or bool(self.anchor)
+
     def unmask(self, index: Tensor, gradient: Tensor, base: nn.Module, distributed: bool) -> None:
         """Let further entries move, (u,), which join with the gradient they have.
 

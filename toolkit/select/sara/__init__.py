@@ -99,6 +99,8 @@ class SaRA(Declared):
     def mask(self, site: Site) -> Tensor:
         """M, (m, n) booleans."""
         assert site.weight is not None
+        if bool(site.weight.isnan().any()):
+            raise ValueError(f"layer {site.name!r}: its weight holds NaN, so none is smallest")
         return site.to_matrix(site.weight).abs() < self.threshold_of(site)
 
     def build(self, site: Site, generator: torch.Generator | None = None) -> RechosenLayer:
@@ -140,7 +142,7 @@ def threshold_at(model: nn.Module, share: float, targets: names.Targets = None) 
         targets: as :func:`toolkit.adapt` takes them.
 
     Raises:
-        ValueError: a share outside (0, 1), or no target.
+        ValueError: a share outside (0, 1), no target, or weights that hold NaN.
     """
     if not 0 < share < 1:
         raise ValueError(f"share={share!r}: must lie strictly between 0 and 1")
@@ -148,6 +150,8 @@ def threshold_at(model: nn.Module, share: float, targets: names.Targets = None) 
     layers = names.select(model, targets, kinds)
     weights = [site_of(layer, name, kinds).weight for name, layer in layers.items()]
     sizes = torch.cat([w.abs().reshape(-1) for w in weights if w is not None])
+    if bool(sizes.isnan().any()):
+        raise ValueError("the weights hold NaN, so no share of them is smallest")
     return _above_smallest(sizes, math.ceil(share * len(sizes)))
 
 

@@ -38,8 +38,9 @@ Easiness = Annotated[float, Range(0.0, open_low=True)]
 class SPT(LowRankMethod):
     r"""SPT's hyperparameters: :meth:`plan` decides over all tensors, :meth:`build` puts one module.
 
-    A budget is spent over the whole model at once, so it goes through a plan, which
-    :func:`toolkit.adapt` takes in place of a method:
+    A budget is spent over the whole model at once. ``adapt(model, SPT(budget=...), batches=...,
+    loss=...)`` decides and adapts; :meth:`plan` decides alone, and :func:`toolkit.adapt` takes what
+    it returns in place of a method, on the same weights:
 
     >>> import torch
     >>> from toolkit import SPT, adapt
@@ -110,12 +111,21 @@ class SPT(LowRankMethod):
 
     scale: ClassVar[float] = 1.0
 
+    def decided(
+        self, model: nn.Module, targets: Any, batches: Any, loss: Any, train: Any
+    ) -> Plan | None:
+        """The plan that ``adapt(model, SPT(budget=...), batches=, loss=)`` follows."""
+        if self.budget is None:
+            return None
+        return self.plan(model, batches, loss, targets, train=train)
+
     def layer(self, site: Site, generator: torch.Generator | None) -> StructuredLayer:
         if self.budget is not None or self.structured == "adapter":
             what = "a budget" if self.budget is not None else "structured='adapter'"
             raise TypeError(
                 f"layer {site.name!r}: {what} is decided over all layers at once; pass "
-                "adapt(model, SPT(budget=...).plan(model, batches, loss))"
+                "adapt(model, SPT(budget=...), batches=..., loss=...), or the plan that "
+                "SPT(budget=...).plan(model, batches, loss) returns"
             )
         return StructuredLayer(self, site, generator)
 

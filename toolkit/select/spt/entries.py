@@ -20,6 +20,7 @@ from toolkit.core.adapt.forwards import call_with, frozen
 from toolkit.core.adapt.sites import Site
 from toolkit.core.declare.fields import Declared
 from toolkit.core.declare.info import Info
+from toolkit.core.states.deltas import fingerprint
 
 PARAMETERS = ("weight", "bias")
 
@@ -60,6 +61,15 @@ class Entries(nn.Module):
             values = (flat[index].to(delta.dtype) + delta).to(old.dtype)
             new[name] = flat.index_put((index,), values).view(old.shape)
         return new
+
+    @torch.no_grad()
+    def origin(self, base: nn.Module) -> str:
+        """Hash of the numbers of the base that move; "" where none does."""
+        found = [
+            frozen(base, name, self.site.name).reshape(-1)[index.sort().values]
+            for name, index, _ in self.moving()
+        ]
+        return fingerprint(torch.cat(found)) if found else ""
 
     @property
     def count(self) -> int:
@@ -145,6 +155,10 @@ class EntriesLayer(nn.Module):
     def resize(self, state: Mapping[str, Tensor]) -> None:
         """Take on as many entries as saved tensors have; see :meth:`Entries.resize`."""
         self.entries.resize(own_part(state))
+
+    def origin(self, base: nn.Module) -> str:
+        """Hash of the numbers of the base that move."""
+        return self.entries.origin(base)
 
     @property
     def changed(self) -> int:

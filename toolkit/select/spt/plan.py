@@ -15,6 +15,7 @@ from toolkit.core.adapt.load import among
 from toolkit.core.adapt.put import refuse_busy, trained_beside
 from toolkit.core.adapt.targets import left_out, select
 from toolkit.core.baselines.bitfit import Train
+from toolkit.core.states.deltas import fingerprint
 from toolkit.select.spt.allocation import Allocation, allocate
 from toolkit.select.spt.entries import PARAMETERS, SPTEntries
 from toolkit.select.spt.sensitivity import sensitivity
@@ -32,6 +33,7 @@ class Plan(Mapping[Any, Any]):
         scores: the sensitivities, by parameter.
         left_out: modules that hold a matrix and are no candidates, with the reason: an attention
             that keeps q, k and v in one matrix would be decided as one, so give it three.
+        bases: hash of each candidate, by parameter: the plan is for these weights alone.
     """
 
     def __init__(
@@ -41,10 +43,27 @@ class Plan(Mapping[Any, Any]):
         counted: int,
         scores: Mapping[str, Tensor],
         left_out: Mapping[str, str],
+        bases: Mapping[str, str],
     ):
         self._methods = dict(methods)
         self.allocation, self.counted, self.scores = allocation, counted, dict(scores)
-        self.left_out = dict(left_out)
+        self.left_out, self.bases = dict(left_out), dict(bases)
+
+    def decided(self, model: nn.Module, *_: Any) -> None:
+        """Nothing more: what goes where is in the plan, if the model is the one it is for.
+
+        Raises:
+            ValueError: a candidate is missing, or is not the tensor that was scored; the message
+                has both hashes.
+        """
+        own = dict(model.named_parameters())
+        for name, base in self.bases.items():
+            found = fingerprint(own[name]) if name in own else "missing"
+            if found != base:
+                raise ValueError(
+                    f"{name!r} is not the base of this plan: its hash is {found}, the plan was "
+                    f"made on {base}; plan on the weights that are adapted"
+                )
 
     def __getitem__(self, key: Any) -> Any:
         return self._methods[key]
@@ -97,7 +116,7 @@ def make(
     if scores is None:
         if batches is None or loss is None:
             raise ValueError(
-                "plan needs data to score the weights on: give batches and loss, where "
+                "SPT's budget needs data to score the weights on: give batches and loss, where "
                 "loss(model, batch) is a scalar, or scores"
             )
         scores = sensitivity(
@@ -117,7 +136,8 @@ def make(
     methods = placed(method, allocation)
     if beside:
         methods[frozenset(beside).__contains__] = Train()
-    return Plan(methods, allocation, fixed, scores, passed)
+    bases = {name: fingerprint(model.get_parameter(name)) for name in shapes}
+    return Plan(methods, allocation, fixed, scores, passed, bases)
 
 
 def placed(method: Any, allocation: Allocation) -> dict[Any, Any]:

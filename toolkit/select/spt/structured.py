@@ -82,6 +82,10 @@ class StructuredLayer(LowRankLayer):
         branch = F.linear(F.linear(F.dropout(x, self.dropout), A), B)
         return base(x) + path(branch, self.drop_path)
 
+    def origin(self, base: nn.Module) -> str:
+        """Hash of the numbers of the base's bias that move; "" where none does."""
+        return self.entries.origin(base)
+
     def resize(self, state: Mapping[str, Tensor]) -> None:
         """Take on as many entries of the bias as saved tensors have."""
         self.entries.resize(own_part(state))
@@ -166,6 +170,10 @@ class AdapterLayer(nn.Module):
 
     def merged(self, base: nn.Module) -> dict[str, Tensor]:
         raise TypeError(f"the adapter after {self.site.name!r} is no change of a weight")
+
+    def origin(self, base: nn.Module) -> str:
+        """Hash of the numbers of the base's bias that move; "" where none does."""
+        return self.entries.origin(base)
 
     def resize(self, state: Mapping[str, Tensor]) -> None:
         """Take on as many entries of the bias as saved tensors have."""
