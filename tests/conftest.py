@@ -26,7 +26,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What is imported by now stays to the end: garbage is not looked for in it, again and again."""
+    """What is imported by now stays to the end, so garbage is not looked for in it again."""
     gc.freeze()
 
 
