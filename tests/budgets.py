@@ -156,7 +156,9 @@ class Budgets:
 
     def _measured(self, item: pytest.Item) -> Iterator[None]:
         name = self.name(item)
-        everyone = name.startswith(CALL_ONLY) or "browser" in getattr(item, "fixturenames", ())
+        # a browser runs on between its tests: all of them are measured alike, or it counts twice
+        browser = item.get_closest_marker("browser") is not None
+        everyone = browser or name.startswith(CALL_ONLY)
         # a phase begins where the one before it ended: half as many looks at all processes
         counted, begun = self.reading
         if counted != everyone:

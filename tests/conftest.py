@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -22,6 +23,11 @@ from tests import budgets  # noqa: E402  (needs the path)
 def pytest_configure(config: pytest.Config) -> None:
     """Sum what tests take, and hold the budgets of ``pyproject.toml``."""
     budgets.pytest_configure(config)
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays to the end, so garbage is not looked for in it again."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

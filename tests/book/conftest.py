@@ -69,6 +69,17 @@ def _newest() -> float:
     return max(file.stat().st_mtime for file in files)
 
 
+@pytest.fixture
+def unrendered(monkeypatch):
+    """Builds leave jupyter-book out, which takes seconds: test_engine_site.py tests rendering."""
+    from book.engine import site
+
+    def render(project, say, *, everything=False):
+        return site.site(project) / "book" / "intro.html"
+
+    monkeypatch.setattr(site, "render", render)
+
+
 @pytest.fixture(scope="session")
 def toy_pages(tmp_path_factory):
     """Folder of the toy book's pages, built once for all processes of a run."""

@@ -11,6 +11,8 @@ from book.engine import install
 from tests.book.engine_toy import VIEW, Toy, kill9, until
 from tests.book.test_engine_trouble import gated
 
+pytestmark = pytest.mark.usefixtures("unrendered")
+
 LAB = "toolkit/labs/alpha/one.py"
 
 
@@ -18,9 +20,6 @@ LAB = "toolkit/labs/alpha/one.py"
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Toy:
     """A project whose one chapter has a lab, recorded at ci."""
     toy = Toy(tmp_path_factory.mktemp("lab") / "project")
-    toy.write("_config.yml", "title: Toy\nexecute:\n  execute_notebooks: 'off'\n")
-    toy.write("_toc.yml", "format: jb-book\nroot: book/intro\n")
-    toy.write("book/intro.md", "# Welcome\n")
     toy.lab()
     listed = toy.engine("list")
     assert "alpha/one  no page, ci: numbers stale (never measured at ci)" in listed

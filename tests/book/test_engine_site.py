@@ -76,8 +76,8 @@ def test_build_renders_and_says_where(toy: Toy) -> None:
     assert "earlier code" not in page
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_a_chapter_that_cannot_be_read_fails_the_build_after_rendering(toy: Toy) -> None:
-    toy.engine("record")
     toy.write("book/chapters/alpha/two.md", "no title")
     said = toy.engine("build", code=1)
     assert said.index("open file:") < said.index("1 chapter failed:") < said.index("alpha/two")

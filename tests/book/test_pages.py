@@ -1,6 +1,7 @@
 """Every page of the book in a browser, wide and on a phone, with the network off.
 
-That each check can fail is proved on a toy book, in test_toy_pages.py.
+That each check can fail is proved on a toy book, in test_toy_pages.py, and of each limit in
+test_limits.py. A chapter is loaded once for all of it, as loading takes most of the time.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import pytest
 import yaml
 from sphinx.util.inventory import InventoryFile
 
+from tests.book import limits
 from tests.book.page_checks import WIDTHS, moved_by_every_control, opens, visit
 from tests.book.test_reference import public
 
@@ -52,13 +54,16 @@ def test_the_first_address_leads_to_the_first_page(browser, site):
 
 
 @pytest.mark.parametrize("path", [p for p in pages() if "/notebooks/" in p])
-def test_chapter_wide_and_on_a_phone_its_explorers_answer_and_its_exercises_open(
+def test_chapter_keeps_its_limits_wide_and_on_a_phone_and_all_in_it_answers_and_opens(
     browser, site, path
 ):
     with visit(browser, site, path) as seen:
         assert seen.problems() == []
+        seen.resize(limits.WINDOW[0])
+        assert limits.of_screen(seen.page) == []
         seen.resize(PHONE)
         assert seen.problems() == []
+        assert limits.of_screen(seen.page, phone=True) == []
         blocks = seen.page.locator(".explorer")
         assert blocks.count() or seen.page.locator(".card-first .house-figure").count() == 1
         for i in range(blocks.count()):

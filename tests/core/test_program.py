@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.book.engine_toy import Toy
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -30,10 +32,17 @@ def unread():
 
 @pytest.mark.parametrize(
     "command", [["-m", "toolkit", "list"], ["-m", "toolkit", "show", "lora"],
-                ["-u", "-m", "toolkit", "list"], ["-m", "book.engine", "list"]],
+                ["-u", "-m", "toolkit", "list"]],
 )  # fmt: skip
 def test_a_reader_that_is_gone_ends_a_program_without_a_word(command, unread):
     done = ran(command, stdout=unread)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_the_engine_ends_so_too(tmp_path, unread):
+    toy = Toy(tmp_path / "project")  # the book's own list asks each of its labs
+    toy.chapter("one", "print(1)")
+    done = ran(["-m", "book.engine", "list", "--root", str(toy.root)], stdout=unread)
     assert (done.returncode, done.stderr) == (141, "")
 
 

@@ -10,7 +10,7 @@ import torch
 
 from tests.labs.test_beds_data import needs
 from toolkit.core.data.manifest import ChecksumError
-from toolkit.labs.beds import arms, bases, characters, images, pretrain, speech
+from toolkit.labs.beds import arms, bases, characters, images, new_classes, pretrain, speech
 
 NAMES = tuple(pretrain.MAKERS)
 
@@ -95,6 +95,15 @@ def test_an_image_base_reaches_what_it_says(net: str) -> None:
     x, y = images.load().test
     found = arms.judged(arms.scores(images.network(net), x[:1000]), y[:1000])
     assert found["accuracy"] == pytest.approx(bases.entries()[f"images_{net}"]["reached"], abs=2)
+
+
+def test_the_base_of_known_digits_reaches_what_it_says() -> None:
+    needs("mnist")
+    x, y = new_classes.load(new=False).test
+    assert set(y.tolist()) == set(range(new_classes.KNOWN))
+    found = arms.judged(arms.scores(new_classes.base(), x[:1000]), y[:1000])
+    said = bases.entries()["images_vit_known"]["reached"]
+    assert found["accuracy"] == pytest.approx(said, abs=2)
 
 
 @pytest.mark.parametrize("split", speech.SPLITS)

@@ -11,7 +11,9 @@ from toolkit import LoRA
 from toolkit.labs.beds import arms, reference
 from toolkit.labs.beds.arms import Arm
 
-BEDS = ("characters", "images_vit_rotated", "images_cnn_rotated", "speech", "texts")
+BEDS = (
+    "characters", "images_vit_rotated", "images_cnn_rotated", "images_vit_new", "speech", "texts",
+)  # fmt: skip
 FAST = {"images_cnn_rotated": 5.0, "texts": 40.0}
 """Rates at ``ci`` as multiples of the first tried: its runs are too short for those."""
 
@@ -51,7 +53,7 @@ def test_full_training_beats_doing_nothing_and_twice_the_steps_differ(name: str)
 
 
 @pytest.mark.parametrize(
-    "name", ["characters", "images_vit_rotated", "images_cnn_rotated", "speech"]
+    "name", ["characters", "images_vit_rotated", "images_cnn_rotated", "images_vit_new", "speech"]
 )
 def test_doing_nothing_is_the_base(name: str) -> None:
     module, options = reference.bed(name)

@@ -8,7 +8,7 @@ import torch
 
 from toolkit.core import data
 from toolkit.core.data import sets
-from toolkit.labs.beds import characters, images, sounds, speech, texts
+from toolkit.labs.beds import characters, images, new_classes, sounds, speech, texts
 
 
 def needs(name: str) -> None:
@@ -98,6 +98,37 @@ def test_shifts_are_what_they_say() -> None:
     assert torch.equal(images.shifted(x, "inverted"), 1 - x)
     with pytest.raises(ValueError, match="sheared"):
         images.shifted(x, "sheared")
+
+
+def test_known_and_new_digits_are_apart_and_whole() -> None:
+    whole, known, new = images.load("ci"), new_classes.load("ci", new=False), new_classes.load("ci")
+    for every, left, right in zip(whole, known, new, strict=True):
+        assert len(left[1]) + len(right[1]) == len(every[1])
+        assert torch.equal(left[0], every[0][every[1] < 5])
+        assert torch.equal(right[0], every[0][every[1] >= 5])
+        assert set(left[1].tolist()) == set(right[1].tolist()) == set(range(5))
+
+
+def test_a_seed_draws_as_many_examples_of_each_new_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def learn(model, arm, rate, seed, draw, loss, **more):
+        seen.append(torch.cat([y for _, y in draw(5)]))  # 16 a step, 80 examples: each one once
+        return None, 0
+
+    monkeypatch.setattr(new_classes.arms, "learn", learn)
+    for seed in (0, 1):
+        new_classes.train("full", 1e-3, seed, scale="ci", parts=())
+        assert seen[seed].bincount().tolist() == [16] * 5
+    assert not torch.equal(*seen)
+
+
+def test_the_head_for_new_digits_starts_at_zero() -> None:
+    x, y = new_classes.load("ci").test
+    scores = new_classes.network("ci")(x)
+    assert scores.shape == (len(y), 5)
+    assert not scores.any()
+    assert any(p.any() for p in new_classes.base("ci").head.parameters()), "the base keeps its own"
 
 
 def test_moved_images_keep_their_pixels() -> None:

@@ -10,7 +10,6 @@ import pytest
 
 from toolkit.labs.beds import __main__ as command
 from toolkit.labs.beds import arms, reference
-from toolkit.labs.beds.rates import RATES
 
 RESULTS = Path(__file__).resolve().parents[2] / "book" / "results" / "beds"
 
@@ -105,12 +104,12 @@ def test_a_measurement_from_the_command_line(
         command.main([*told, "--seeds", "1"])
 
 
-@pytest.mark.parametrize("name", sorted(RATES))
+@pytest.mark.parametrize("name", sorted(reference.TUNED))
 def test_committed_rates_are_those_found_and_not_on_the_edge(name: str) -> None:
     tuned = json.loads((RESULTS / f"{name}.cpu.tuning.json").read_text(encoding="utf-8"))
     assert set(tuned) == set(arms.NAMES[1:])
     for arm, found in tuned.items():
-        assert RATES[name][arm] == pytest.approx(found["rate"]), arm
+        assert reference.TUNED[name][arm] == pytest.approx(found["rate"]), arm
         assert not found["edge"], arm
         assert found["rate"] == pytest.approx(
             float(min(found["scores"], key=found["scores"].__getitem__)), rel=1e-3

@@ -1,4 +1,7 @@
-"""Jobs for the tests of sweeps, in a module of their own: worker processes import it."""
+"""Jobs for the tests of sweeps, in a module of their own: worker processes import it.
+
+PyTorch is imported by the one job that needs it, as each of many workers would take seconds for it.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,6 @@ import threading
 import time
 import uuid
 from pathlib import Path
-
-import torch
 
 
 def square(x, scale=1.0):
@@ -91,6 +92,8 @@ def ending(x, how):
 
 def loading(x):
     """Read data with a worker process, as training jobs do."""
+    import torch
+
     rows = torch.utils.data.TensorDataset(torch.arange(4.0) + x)
     loader = torch.utils.data.DataLoader(rows, batch_size=2, num_workers=1)
     return {"total": float(sum(batch[0].sum() for batch in loader))}

@@ -48,7 +48,6 @@ def test_a_job_that_never_ends_fails_and_the_rest_goes_on(tmp_path, n_jobs):
 
 
 def test_code_that_never_comes_back_to_python_costs_its_process_only(tmp_path):
-
     jobs_ = grid(seed=[0, 1, 2], trouble="hangs outside Python")
     with pytest.warns(RuntimeWarning, match="1 of 3 jobs failed.*JobTimeout: its process"):
         table = sweep(jobs.troubled, jobs_, tmp_path / "s", n_jobs=2, limit=0.5)

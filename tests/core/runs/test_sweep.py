@@ -505,6 +505,25 @@ def test_a_process_killed_once_costs_nothing(marks):
     assert calls(marks, 2) == 2
 
 
+def test_several_callers_of_one_store_take_no_job_for_dead(store, marks):
+    jobs, tables = grid(x=[1, 2], marks=str(marks), nap=0.3), []
+
+    def call():
+        tables.append(sweep(sweep_job.marked, jobs, store, n_jobs=1, progress=False))
+
+    callers = [threading.Thread(target=call) for _ in range(pool.TRIES + 2)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join(60)
+    assert calls(marks, 1) > pool.TRIES  # more have begun it than one caller may
+    assert len(tables) == len(callers)
+    for table in [*tables, collect(store)]:
+        assert table["status"].tolist() == ["done", "done"]
+        assert table["value"].tolist() == [1 / 3, 2 / 3]
+    assert not list(store.glob("*.tries"))
+
+
 def test_what_ended_unheard_of_is_taken_from_the_store(store, marks, monkeypatch):
     class KilledWorker(Exception):
         pass

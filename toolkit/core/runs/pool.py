@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 import traceback
 import uuid
@@ -138,9 +139,7 @@ def run(key: str, task: Task) -> tuple[str, dict[str, Any]]:
 
     try:
         if task.threads is not None:
-            import torch
-
-            torch.set_num_threads(task.threads)
+            _set_threads(task.threads)
         alone = task.home != PROCESS
         with job_in_process(), time_limit(task.limit, last_words if alone else None):
             result = task.function(**task.job)
@@ -166,6 +165,17 @@ def run(key: str, task: Task) -> tuple[str, dict[str, Any]]:
     if task.tries is not None:
         task.tries.unlink(missing_ok=True)
     return key, record
+
+
+def _set_threads(count: int) -> None:
+    """Threads of PyTorch in this process, now or where a job is the first to import it.
+
+    Importing it here would take seconds in each worker, also for jobs that do without.
+    """
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(count)
+    else:
+        os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(count)
 
 
 def new_caller() -> str:

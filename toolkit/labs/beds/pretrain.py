@@ -23,6 +23,7 @@ MAKERS: dict[str, tuple[str, dict[str, Any]]] = {
     "characters": ("characters", {}),
     "images_vit": ("images", {"net": "vit"}),
     "images_cnn": ("images", {"net": "cnn"}),
+    "images_vit_known": ("new_classes", {}),
     "speech_0": ("speech", {"split": 0}),
     "speech_1": ("speech", {"split": 1}),
     "speech_2": ("speech", {"split": 2}),
@@ -34,6 +35,7 @@ SOURCES = {
         "MNIST, the first 55,000 training images as `data.load` orders them",
         "CC BY-SA 3.0",
     ),
+    "new_classes": ("MNIST, the digits 0 to 4 of the first 55,000 training images", "CC BY-SA 3.0"),
     "speech": ("Free Spoken Digit Dataset, four of six speakers", "CC BY-SA 4.0"),
 }
 

@@ -13,7 +13,7 @@ import numpy as np
 from toolkit.core.runs import results
 from toolkit.core.scale import scale as named_scale
 from toolkit.labs import trials
-from toolkit.labs.beds import arms, characters, images, speech, texts
+from toolkit.labs.beds import arms, characters, images, new_classes, speech, texts
 from toolkit.labs.beds.rates import RATES
 from toolkit.labs.lab import clear, open_runs, write_times
 
@@ -22,10 +22,13 @@ BEDS: dict[str, tuple[ModuleType, dict[str, Any]]] = {
     "images_vit_rotated": (images, {"net": "vit", "shift": "rotated"}),
     "images_vit_inverted": (images, {"net": "vit", "shift": "inverted"}),
     "images_cnn_rotated": (images, {"net": "cnn", "shift": "rotated"}),
+    "images_vit_new": (new_classes, {}),
     "speech": (speech, {}),
     "texts": (texts, {}),
 }
 """Bed -> its module and what its jobs are called with."""
+TUNED = RATES | {"images_vit_new": new_classes.RATES}
+"""Bed -> arm -> rate, for scales ``cpu`` and ``gpu``."""
 TUNING_SEEDS = (1000, 1001, 1002)
 PAIRS = (
     ("head", "nothing"), ("lora", "head"), ("full", "lora"), ("full_twice", "full"),
@@ -52,7 +55,7 @@ def start(name: str) -> dict[str, float]:
 
 def rates(name: str, scale: str) -> dict[str, float]:
     """The tuned rates; at ``ci``, and where none were tuned yet, the starts of the search."""
-    return dict(start(name) if scale == "ci" else RATES.get(name, start(name)))
+    return dict(start(name) if scale == "ci" else TUNED.get(name, start(name)))
 
 
 def jobs(name: str, scale: str, seeds: Sequence[int]) -> list[dict[str, Any]]:
