@@ -96,7 +96,7 @@ def _blocks(claim: Mapping[str, Any]) -> Markup:
     rows = [
         [
             part["name"] or "all runs",
-            found_text(part, claim["unit"], counted_from(claim)),
+            found_text(part, claim["unit"], counted_from(claim)).replace("n = ", "n\u00a0=\u00a0"),
             Markup(verdict_html(part["verdict"])),
             *part["blocks"],
             *[None] * (most - len(part["blocks"])),

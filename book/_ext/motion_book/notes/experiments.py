@@ -31,8 +31,8 @@ def experiments(document: Mapping[str, Any]) -> Section:
     reported = {s for blocks in document["seeds"].values() for block in blocks for s in block}
     said = paragraph(
         "What every experiment measured, by arm: the mean over its runs with the 95 % interval of "
-        "that mean, by Student's t. The claims are judged on differences seed by seed, whose "
-        "intervals are narrower and stand with the claims."
+        "that mean, by Student's t. The claims are judged on differences seed by seed; their "
+        "intervals stand with the verdicts above."
     )
     made = (_experiment(name, jobs, reported) for name, jobs in told.items())
     return Section("experiments", "Experiments", said + Markup("").join(made))
@@ -42,7 +42,7 @@ def _experiment(name: str, jobs: Sequence[Mapping[str, Any]], reported: set[int]
     shown = spelled(name)
     groups, fixed = grouped(jobs, reported)
     rows, lists = _rows(groups)
-    seeds = {job["args"]["seed"] for job in jobs if "seed" in job["args"]}
+    seeds = {seed for job in jobs for seed in _seeds(job["args"])}
     told = [
         f"{counted(len(jobs), 'run')}{f', seeds {seeds_text(seeds)}' if seeds else ''}.",
         f"The same in all: {fixed}." if fixed else "",
@@ -60,7 +60,9 @@ def _experiment(name: str, jobs: Sequence[Mapping[str, Any]], reported: set[int]
     if not keys:
         whole = spelled(jobs[0]["args"].get("arm", "all runs"))
         keys, cells = ["arm"], [[whole, *row] for row in cells]
-    return made + table(f"{shown}: means", [*map(spelled, keys), "runs", *map(spelled, names)], cells)
+    return made + table(
+        f"Means of {shown}", [*map(spelled, keys), "runs", *map(spelled, names)], cells
+    )
 
 
 def grouped(jobs: Sequence[Mapping[str, Any]], reported: set[int]) -> tuple[list[Group], str]:
@@ -73,10 +75,8 @@ def grouped(jobs: Sequence[Mapping[str, Any]], reported: set[int]) -> tuple[list
     """
     plain = [{k: v for k, v in job["args"].items() if k not in ("seed", "seeds")} for job in jobs]
     names = dict.fromkeys(key for arguments in plain for key in arguments)
-    values = {
-        key: {json.dumps(arguments.get(key)) for arguments in plain} for key in names
-    }
-    searched = [job["args"].get("seed") not in reported for job in jobs]
+    values = {key: {json.dumps(arguments.get(key)) for arguments in plain} for key in names}
+    searched = [not reported.issuperset(_seeds(job["args"])) for job in jobs]
     both = any(searched) and not all(searched)
     groups: dict[str, Group] = {}
     for arguments, job, search in zip(plain, jobs, searched, strict=True):
@@ -85,7 +85,9 @@ def grouped(jobs: Sequence[Mapping[str, Any]], reported: set[int]) -> tuple[list
             key["seeds"] = "of the search" if search else "reported"
         groups.setdefault(json.dumps(key), (key, []))[1].append(job)
     fixed = [
-        f"{spelled(key)} {number(plain[0][key])}" for key in names if len(values[key]) == 1
+        f"{spelled(key)} {number(plain[0][key])}"
+        for key in names
+        if len(values[key]) == 1 and key != "arm"
     ]
     return list(groups.values()), "; ".join(fixed)
 
@@ -99,7 +101,7 @@ def _rows(groups: Sequence[Group]) -> tuple[list[tuple[dict, int, dict]], str]:
             for name, value in (job["record"] or {}).items():
                 arm, _, column = name.rpartition(INSIDE)
                 if isinstance(value, (list, str)):
-                    lists[spelled(column)] = None
+                    lists.setdefault(spelled(column), _shape(value))
                 else:
                     measured.setdefault(arm, {}).setdefault(column, []).append(value)
         for arm, columns in measured.items():
@@ -108,7 +110,21 @@ def _rows(groups: Sequence[Group]) -> tuple[list[tuple[dict, int, dict]], str]:
             rows.append((inside, len(jobs), whole))
         if not measured and len(groups) > 1:
             rows.append((key, len(jobs), {}))
-    return rows, ", ".join(lists)
+    return rows, ", ".join(f"{name}{shape}" for name, shape in lists.items())
+
+
+def _seeds(arguments: Mapping[str, Any]) -> Sequence[int]:
+    """The seeds of a run: one, or several where a run trains one network for each."""
+    return [arguments["seed"]] if "seed" in arguments else arguments.get("seeds", [])
+
+
+def _shape(value: Any) -> str:
+    """How many numbers a list holds: " (5 by 3)"; nothing for text."""
+    sizes = []
+    while isinstance(value, list) and value:
+        sizes.append(str(len(value)))
+        value = value[0]
+    return f" ({' by '.join(sizes)})" if sizes else ""
 
 
 def mean(values: Sequence[float | None], runs: int) -> str:

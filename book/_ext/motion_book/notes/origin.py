@@ -97,16 +97,15 @@ def _durations(document: Mapping[str, Any], times: Mapping[str, Any]) -> Markup:
         "by them.",
     ]
     rows = [
-        [spelled(name), *_spent([took[j["check"]] for j in e["jobs"] if j["check"] in took]),
-         len(e["jobs"])]
+        [spelled(name), len(e["jobs"]), *_spent([took[j["check"]] for j in e["jobs"]
+                                                 if j["check"] in took])]
         for name, e in document["experiments"].items()
     ]  # fmt: skip
-    columns = ("experiment", "all runs together", "mean of a run", "longest run", "runs")
+    columns = ("experiment", "runs", "of them timed", "mean of a run", "longest run")
     return paragraph(*told) + table("How long the runs took", columns, rows)
 
 
-def _spent(seconds: Sequence[float]) -> list[str | None]:
+def _spent(seconds: Sequence[float]) -> list[Any]:
     if not seconds:
-        return [None, None, None]
-    total = sum(seconds)
-    return [duration(total), duration(total / len(seconds)), duration(max(seconds))]
+        return [0, None, None]
+    return [len(seconds), duration(sum(seconds) / len(seconds)), duration(max(seconds))]

@@ -41,7 +41,7 @@ def _search(name: str, arms: Mapping[str, Any], document: Mapping[str, Any]) -> 
     best = "largest" if some["better"] == "max" else "smallest"
     told = [
         f"{counted(len(jobs), 'run')} on seeds {seeds_text(some['seeds'])}.",
-        f"The rate with the {best} mean {spelled(some['judged'])} score was chosen.",
+        f"The rate with the {best} mean of \u201c{spelled(some['judged'])}\u201d was chosen.",
         f"Doing nothing scores {number(some['nothing'])}." if some["nothing"] is not None else "",
     ]
     rows, tried = [], []
@@ -53,7 +53,7 @@ def _search(name: str, arms: Mapping[str, Any], document: Mapping[str, Any]) -> 
                      number(found["edge"])])  # fmt: skip
         tried += _tried(arm, found, jobs)
     seeds = [f"seed {seed}" for seed in some["seeds"]]
-    every = table(f"{spelled(name)}: the chosen rates", SUMMARY, rows)
+    every = table(f"Chosen rates of {spelled(name)}", SUMMARY, rows)
     long = table("Every rate tried", ["arm", "rate", "mean score", *seeds, "chosen"], tried, long=0)
     return heading(anchor("search", name), spelled(name)) + paragraph(*told) + every + long
 
