@@ -119,7 +119,7 @@ def number(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:,.0f}" if value.is_integer() and abs(value) >= 1e4 else f"{value:.5g}"
     if isinstance(value, list):
-        return ", ".join(number(one) for one in value)
+        return " · ".join(number(one) for one in value)
     return spelled(value)
 
 
