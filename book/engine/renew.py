@@ -104,9 +104,9 @@ def _write(task: Task, project: Project, now: Side) -> list[str]:
 def _renew_results(chapter: Chapter, scale: str, now: Side, today: str) -> None:
     """Store today's code keys with every job, and the day they were verified."""
     document = lab.load(chapter.results(scale))
-    write(
-        chapter.results(scale), results.text(results.renewed(document, now.tracer(scale).of_name))
-    )
+    new = results.renewed(document, now.tracer(scale).of_name)
+    write(chapter.results(scale), results.text(new))
     folder = chapter.results(scale).parent
     told = results.read_times(folder, chapter.slug, scale)
+    told = results.renewed_times(document, new, told)
     results.write_times(folder, chapter.slug, scale, {**told, "verified": today})

@@ -15,6 +15,7 @@ from book.engine.project import Chapter, Project
 from book.engine.source import read
 from tests.book.engine_toy import Toy, kill9, until
 from tests.book.test_engine_trouble import gated
+from toolkit.core.runs import results
 
 LAYERS = """\
 WIDTH = 3
@@ -237,6 +238,9 @@ def test_a_lab_is_renewed_with_its_results_and_runs_in_other_processes_are_seen(
     toy.engine("record", "one")
     toy.commit()
     before = json.loads((toy.root / "book/results/one.ci.json").read_text())
+    names = [job["check"] for e in before["experiments"].values() for job in e["jobs"]]
+    took = {name: float(place) for place, name in enumerate(names)}
+    results.write_times(toy.root / "book/results", "one", "ci", {"jobs": {**took, "gone": 9.0}})
     lab = "toolkit/labs/alpha/one.py"
     toy.edit(lab, 'return {"score": seed * 2}', 'doubled = seed * 2\n    return {"score": doubled}')
     assert "numbers stale (quick: to measure)" in toy.engine("list", "one")
@@ -245,6 +249,8 @@ def test_a_lab_is_renewed_with_its_results_and_runs_in_other_processes_are_seen(
     assert "numbers fresh, page fresh; verified on" in toy.engine("list", "one")
     after = json.loads((toy.root / "book/results/one.ci.json").read_text())
     assert before["codes"] != after["codes"]
+    renamed = [job["check"] for e in after["experiments"].values() for job in e["jobs"]]
+    assert renamed != names
     for found in (before, after):
         for job in (j for e in found["experiments"].values() for j in e["jobs"]):
             assert job.pop("code") in found["codes"]
@@ -253,6 +259,7 @@ def test_a_lab_is_renewed_with_its_results_and_runs_in_other_processes_are_seen(
     assert before == after
     times = json.loads((toy.root / "book/results/times/one.ci.json").read_text())
     assert times["verified"] == verified(toy, "one")
+    assert times["jobs"] == {**dict(zip(renamed, took.values(), strict=True)), "gone": 9.0}
     assert "nothing to run" in toy.engine("record", "one")
 
 

@@ -40,12 +40,31 @@ def pages() -> list[str]:
     return [f"{Path(name).with_suffix('')}.html" for name in toc(table)]
 
 
+def notes() -> list[str]:
+    """The pages of lab notes, which stand in no table of contents."""
+    found = sorted((ROOT / "book" / "results").glob("*.cpu.json"))
+    return [f"book/notes/{path.name.removesuffix('.cpu.json')}.html" for path in found]
+
+
 @pytest.mark.parametrize("path", [p for p in pages() if "/notebooks/" not in p])
 def test_page_wide_and_on_a_phone(browser, site, path):
     with visit(browser, site, path) as seen:
         assert seen.problems() == []
         seen.resize(PHONE)
         assert seen.problems() == []
+
+
+@pytest.mark.parametrize("path", notes())
+def test_lab_notes_wide_and_on_a_phone_with_every_table_open(browser, site, path):
+    with visit(browser, site, path) as seen:
+        seen.page.evaluate("document.querySelectorAll('details').forEach((e) => e.open = true)")
+        assert seen.problems() == []
+        seen.resize(PHONE)
+        assert seen.problems() == []
+        boxes = seen.page.locator(".notes-table").evaluate_all(
+            "found => found.filter((e) => e.scrollWidth > e.parentElement.clientWidth).length"
+        )
+        assert boxes == 0  # on a phone rows are cards, and none is cut
 
 
 def test_the_first_address_leads_to_the_first_page(browser, site):

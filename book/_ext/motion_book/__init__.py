@@ -7,11 +7,13 @@ write themselves.
 - :mod:`motion_book.repository`: the repository's address, read from ``pyproject.toml``.
 - :mod:`motion_book.marks`: a line on pages whose numbers were measured with earlier code.
 - :mod:`motion_book.practice`: buttons that lead to a chapter's practice notebook.
+- :mod:`motion_book.chapters`: what these ask of a chapter: title, part, address, place.
 - :mod:`motion_book.tables`: the directive ``method-map``.
 - :mod:`motion_book.ledger`: the directive ``claims-ledger``.
 - :mod:`motion_book.beds`: the directive ``bed-tables``.
 - :mod:`motion_book.findings`: the directive ``findings``.
 - :mod:`motion_book.times`: the directive ``reading-times``.
+- :mod:`motion_book.notes`: a page of lab notes for each lab, and the directive ``lab-notes``.
 - :mod:`motion_book.reference`: the directive ``module-reference``.
 """
 
@@ -35,6 +37,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
         ledger,
         light,
         marks,
+        notes,
         policy,
         practice,
         reference,
@@ -53,6 +56,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     beds.setup(app)
     findings.setup(app)
     times.setup(app)
+    notes.setup(app)
     reference.setup(app)
     policy.setup(app)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -6,7 +6,6 @@ A page that uses it is read again at every build, since what it shows lives else
 from __future__ import annotations
 
 import html
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,9 +15,10 @@ from docutils.parsers.rst import directives
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
+from motion_book import chapters
+from motion_book.chapters import BOOK
 from toolkit.core.declare import catalogue
 
-BOOK = "book"
 PARTS = (*catalogue.PARTS, "overview")
 COLUMNS = ("Claim", "Whose", "Where", "Ours", "Margin", "Verdict")
 
@@ -53,31 +53,8 @@ class ClaimsLedger(SphinxDirective):
 
     def _place(self, slug: str) -> tuple[str, str, str | None]:
         """A chapter's part, title and address; the address is None if the book lacks the page."""
-        root = Path(self.env.srcdir) / BOOK
-        found = sorted(root.glob(f"chapters/*/{slug}.md")) + sorted(
-            root.glob(f"notebooks/*/{slug}.ipynb")
-        )
-        part = found[0].parent.name if found else "other"
-        target = f"{BOOK}/notebooks/{part}/{slug}"
-        uri = None
-        if target in self.env.found_docs:
-            uri = self.env.app.builder.get_relative_uri(self.env.docname, target)
-        return part, _title(slug, found), uri
-
-
-def _title(slug: str, sources: Sequence[Path]) -> str:
-    """The method's name in the catalogue, else the first heading of the chapter's source."""
-    from toolkit.core.declare.catalogue import catalogue
-
-    entry = next((e for e in catalogue() if e.slug == slug), None)
-    if entry:
-        return entry.title
-    for source in sources:
-        if source.suffix == ".md":
-            heading = re.search(r"^# (.+)$", source.read_text(encoding="utf-8"), re.MULTILINE)
-            if heading:
-                return heading[1].strip()
-    return slug
+        part, title = chapters.part_and_title(Path(self.env.srcdir), slug)
+        return part, title, chapters.address(self.env, part, slug, self.env.docname)
 
 
 Place = Callable[[str], tuple[str, str, "str | None"]]
@@ -92,11 +69,11 @@ def ledger_html(results: Sequence[Mapping[str, Any]], place: Place) -> str:
     """
     from toolkit.core import evidence
 
-    chapters: dict[str, list[Mapping[str, Any]]] = {}
+    by_slug: dict[str, list[Mapping[str, Any]]] = {}
     for result in results:
-        chapters.setdefault(result["slug"], []).append(result)
+        by_slug.setdefault(result["slug"], []).append(result)
     parts: dict[str, list[str]] = {}
-    for slug, own in chapters.items():
+    for slug, own in by_slug.items():
         part, title, uri = place(slug)
         parts.setdefault(part, []).append(_chapter_html(part, title, uri, own))
     known = {part: number for number, part in enumerate(PARTS)}

@@ -19,6 +19,7 @@ from docutils.parsers.rst import directives
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
+from motion_book.chapters import place
 from motion_book.findings import title
 
 WORDS_A_MINUTE, LINE, FIGURE = 180, 8 / 60, 0.5
@@ -45,7 +46,7 @@ class ReadingTimes(SphinxDirective):
         root = Path(self.env.srcdir)
         folder = root / self.options.get("folder", "book/notebooks")
         rows = []
-        for page in sorted(folder.glob("*/*.ipynb"), key=self._order(root)):
+        for page in sorted(folder.glob("*/*.ipynb"), key=self._place):
             counts = counted(json.loads(page.read_text(encoding="utf-8")))
             cells = "".join(
                 f'<td data-label="{name}">{value:,}</td>' for name, value in counts.items()
@@ -57,15 +58,9 @@ class ReadingTimes(SphinxDirective):
         table = f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
         return [nodes.raw("", f'<table class="house-table">{table}</table>', format="html")]
 
-    def _order(self, root: Path) -> Any:
-        known = list(self.env.found_docs)
-        contents = (root / "_toc.yml").read_text(encoding="utf-8")
-
-        def place(page: Path) -> tuple[int, str]:
-            name = page.relative_to(root).with_suffix("").as_posix()
-            return (contents.find(name) if name in known else len(contents), name)
-
-        return place
+    def _place(self, page: Path) -> tuple[int, str]:
+        name = page.relative_to(self.env.srcdir).with_suffix("")
+        return place(self.env, name.as_posix())
 
 
 def counted(page: Mapping[str, Any]) -> dict[str, int]:

@@ -138,6 +138,25 @@ def renewed(
     return new
 
 
+def renewed_times(
+    before: Mapping[str, Any], after: Mapping[str, Any], times: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Dates and durations under the names that renewed runs have.
+
+    Args:
+        before: the results that the durations belong to.
+        after: as :func:`renewed` returns them.
+        times: as :func:`read_times` returns them.
+    """
+    names = {
+        old["check"]: new["check"]
+        for name, experiment in before["experiments"].items()
+        for old, new in zip(experiment["jobs"], after["experiments"][name]["jobs"], strict=True)
+    }
+    took = times.get("jobs", {})
+    return {**times, "jobs": {names.get(name, name): seconds for name, seconds in took.items()}}
+
+
 def text(document: Mapping[str, Any]) -> str:
     """The file's text: one line per job, so that a change of one run is one line of a diff.
 
