@@ -1,4 +1,4 @@
-"""Training under Composer gives the plain loop's tensors, whether or not it steps with a closure."""
+"""Training under Composer, with and without a closure, gives the plain loop's tensors."""
 
 from __future__ import annotations
 
