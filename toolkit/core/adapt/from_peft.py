@@ -14,7 +14,13 @@ from torch import Tensor, nn
 from toolkit.core.adapt import handles
 from toolkit.core.adapt.load import among, check, fill, put
 from toolkit.core.adapt.model import Adapted
-from toolkit.core.adapt.peft import PREFIX, PeftNames, check_same_meaning
+from toolkit.core.adapt.peft import (
+    CONFIG_FILE,
+    MODEL_FILE,
+    PREFIX,
+    PeftNames,
+    check_same_meaning,
+)
 from toolkit.core.adapt.peft_config import check_complete, hyperparameters, refuse_options
 from toolkit.core.adapt.put import refuse_busy
 from toolkit.core.adapt.sites import Site
@@ -94,7 +100,7 @@ def _from_peft(value: Tensor, ours: str, site: Site, where: str) -> Tensor:
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    config_file, model_file = folder / "adapter_config.json", folder / "adapter_model.safetensors"
+    config_file, model_file = folder / CONFIG_FILE, folder / MODEL_FILE
     for file in (config_file, model_file):
         if not file.is_file():
             raise FileNotFoundError(

@@ -6,9 +6,7 @@ The format is read and written here, so ``peft`` itself need not be installed.
 from __future__ import annotations
 
 import json
-import os
 import re
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,8 +18,10 @@ from torch import Tensor
 from toolkit.core.adapt.checkpoint import whole
 from toolkit.core.adapt.forwards import has_own_forward
 from toolkit.core.adapt.handles import also_called
+from toolkit.core.io import write_together
 
 PREFIX = "base_model.model."
+CONFIG_FILE, MODEL_FILE = "adapter_config.json", "adapter_model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def save_peft(adapted: Any, folder: Any) -> None:
 
     Args:
         adapted: a model with a method that ``peft`` knows.
-        folder: made if missing; each file is moved into place when complete.
+        folder: made if missing; both files are moved into place when both are complete.
 
     Raises:
         TypeError: ``peft`` does not have the method, or stores a layer kind differently.
@@ -98,16 +98,17 @@ def save_peft(adapted: Any, folder: Any) -> None:
         **{theirs: getattr(method, ours) for theirs, ours in names.fields.items()},
         **_rank_pattern(adapted, names),
     }
+    packed = {k: v.detach().contiguous().cpu() for k, v in tensors.items()}
+    text = json.dumps(config, indent=2, sort_keys=True)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as beside:
-        model_file = Path(beside) / "adapter_model.safetensors"
-        packed = {k: v.detach().contiguous().cpu() for k, v in tensors.items()}
-        save_file(packed, model_file, metadata={"format": "pt"})
-        config_file = Path(beside) / "adapter_config.json"
-        config_file.write_text(json.dumps(config, indent=2, sort_keys=True))
-        for file in (model_file, config_file):
-            os.replace(file, folder / file.name)
+    write_together(
+        folder,
+        {
+            MODEL_FILE: lambda file: save_file(packed, file, metadata={"format": "pt"}),
+            CONFIG_FILE: lambda file: file.write_text(text, encoding="utf-8"),
+        },
+    )
 
 
 def _target_modules(adapted: Any) -> list[str] | str:
