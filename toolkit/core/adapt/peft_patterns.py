@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable
 from typing import Any
 
 PATTERNS = {"rank_pattern": "rank", "alpha_pattern": "alpha"}
@@ -33,21 +32,14 @@ def one_method(adapted: Any) -> Any:
 def patterns(adapted: Any, method: Any) -> dict[str, Any]:
     """The ranks and scales of layers that differ from the first one's."""
     found: dict[str, Any] = {}
-    for theirs, ours in PATTERNS.items():
-        own = {
-            _only(name, adapted.sites): getattr(placed.method, ours)
-            for name, placed in adapted.sites.items()
-            if placed.method != method and getattr(placed.method, ours) != getattr(method, ours)
-        }
-        if own:
-            found[theirs] = own
+    for name, placed in adapted.sites.items():
+        # a name may be the end of another layer's
+        start = "^" if any(other.endswith(f".{name}") for other in adapted.sites) else ""
+        for theirs, ours in PATTERNS.items():
+            value = getattr(placed.method, ours, None)
+            if value != getattr(method, ours, None):
+                found.setdefault(theirs, {})[start + re.escape(name)] = value
     return found
-
-
-def _only(name: str, sites: Iterable[str]) -> str:
-    """A pattern for one layer, whose name may be the end of another's."""
-    first = "^" if any(other.endswith(f".{name}") for other in sites) else ""
-    return first + re.escape(name)
 
 
 def kept_ranks(adapted: Any, names: Any) -> dict[str, Any]:
