@@ -216,3 +216,42 @@ def test_the_input_may_be_given_by_name(method):
     for wrong in ({"other": FLOATS}, {}):
         with pytest.raises(TypeError):
             model[0](**wrong)
+
+
+def offloads(model, accelerate, folder):
+    yield lambda: accelerate.cpu_offload(model, execution_device="cpu")
+    yield lambda: accelerate.disk_offload(model, folder, execution_device="cpu")
+    for part in ("adapter", "base"):
+        hook = accelerate.hooks.AlignDevicesHook("cpu", offload=True)
+        layer = getattr(model[0], part)
+        yield lambda layer=layer, h=hook: accelerate.hooks.add_hook_to_module(layer, h)
+
+
+@pytest.mark.parametrize("number", range(4))
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_what_is_offloaded_after_it_was_adapted_is_named(method, number, tmp_path):
+    """Its numbers are elsewhere between calls, so nothing would train and nonsense be merged."""
+    accelerate = pytest.importorskip("accelerate")
+    model = nn.Sequential(nn.Linear(6, 4))
+    adapted = adapt(model, method)
+    list(offloads(model, accelerate, tmp_path))[number]()
+    uses = [lambda: model(FLOATS), adapted.merge]
+    uses += [lambda: adapted.save(tmp_path / "a")] * (number != 3)
+    for use in uses:
+        with pytest.raises(RuntimeError, match=r"layer '0' was offloaded.*merge\(\) before"):
+            use()
+    assert adapted.state == "adapted"
+
+
+def test_hooks_that_move_nothing_are_kept():
+    accelerate = pytest.importorskip("accelerate")
+    model = nn.Sequential(nn.Linear(6, 4))
+    adapted = adapt(model, LoRA(rank=2))
+    shake(adapted)
+    y = model(FLOATS)
+    hook = accelerate.hooks.AlignDevicesHook("cpu", io_same_device=True)
+    for layer in model.modules():
+        accelerate.hooks.add_hook_to_module(layer, hook)
+    torch.testing.assert_close(model(FLOATS), y)
+    model(FLOATS).sum().backward()
+    assert all(p.grad is not None for p in adapted.parameters())

@@ -128,3 +128,46 @@ def test_long_names_leave_room_for_the_folder_beside(tmp_path):
     name = "ü" * 120
     io.write_text(tmp_path / name, "words")
     assert names(tmp_path) == [name]
+
+
+def pair(one, two):
+    return {"a": lambda file: file.write_text(one), "b": lambda file: file.write_text(two)}
+
+
+@pytest.mark.parametrize("number", range(5))
+def test_files_that_belong_together_are_never_mixed(number, tmp_path, monkeypatch):
+    """Broken off before each of the calls that change the folder."""
+    io.write_together(tmp_path, pair("old", "old"))
+    calls, replace, unlink = [], io.os.replace, Path.unlink
+
+    def breaking(call):
+        def wrapped(*args, **kwargs):
+            calls.append(call)
+            if len(calls) == number:
+                raise KeyboardInterrupt
+            return call(*args, **kwargs)
+
+        return wrapped
+
+    monkeypatch.setattr(io.os, "replace", breaking(replace))
+    monkeypatch.setattr(Path, "unlink", breaking(unlink))
+    try:
+        io.write_together(tmp_path, pair("new", "new"))
+    except KeyboardInterrupt:
+        assert 0 < number < 4
+    found = {name: (tmp_path / name).read_text() for name in names(tmp_path)}
+    assert "b" not in found or set(found.values()) in ({"old"}, {"new"})
+    assert len(calls) >= min(number, 3)
+
+
+def test_of_files_that_belong_together_none_is_moved_before_all_are_whole(tmp_path):
+    io.write_together(tmp_path, pair("old", "old"))
+    with pytest.raises(OSError, match="too little"):
+        io.write_together(tmp_path, pair("new", "new") | {"b": full})
+    assert names(tmp_path) == ["a", "b"]
+    assert (tmp_path / "a").read_text() == "old"
+
+
+def full(file):
+    file.write_text("half")
+    raise OSError("too little")

@@ -517,3 +517,29 @@ def test_the_padding_row_stays(name, kept):
     adapted.merge()
     assert torch.equal(net[0].weight[3], row)
     torch.testing.assert_close(net[0].weight.detach(), whole)
+
+
+# --- torch's own checkpoints ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_trial_step_of_torchs_checkpoints_is_no_step_of_a_method(name):
+    """They let an optimizer make its state by a step at rate 0, when saving and when loading."""
+    from torch.distributed.checkpoint import state_dict as torchs
+
+    adapted, optimizer = prepared(name)
+    run(adapted, optimizer)
+    early, driven = prepared(name)
+    before = copy.deepcopy(early.model.state_dict())
+    torchs.get_state_dict(early.model, driven)
+    assert_same(before, early.model.state_dict())
+    first, driven = prepared(name)
+    half = 7 if name == "triadaptlora" else 5  # torch takes no two groups that are empty still
+    run(first, driven, range(half))
+    model, moments = copy.deepcopy(torchs.get_state_dict(first.model, driven))
+    other, driven = prepared(name)
+    torchs.set_model_state_dict(other.model, model)  # first, as this is where tensors grow
+    torchs.set_optimizer_state_dict(other.model, driven, moments)
+    run(other, driven, range(half, STEPS))
+    assert other.controller.step == STEPS
+    assert_same(adapted.model.state_dict(), other.model.state_dict())

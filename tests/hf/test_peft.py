@@ -147,19 +147,94 @@ def test_refuses_what_means_something_else_there(tmp_path):
         adapted.save_peft(tmp_path / "new")
 
 
+RANKS = {"rank_pattern": {"layer.0.*query": 2, "value": 5}, "alpha_pattern": {"^bert.*value": 9}}
+OPTIONS = {
+    "patterns": (bert, tokens(), BERT[:2], RANKS),
+    "patterns rslora": (bert, tokens(), BERT[:2], RANKS | {"use_rslora": True}),
+    "bias lora_only": (bert, tokens(), BERT[:2], {"bias": "lora_only"}),
+    "bias all": (bert, tokens(), BERT[:2], {"bias": "all"}),
+    "dora": (bert, tokens(), BERT[:2], {"use_dora": True, "lora_alpha": 5}),
+    "dora rslora": (bert, tokens(), BERT[:2], RANKS | {"use_dora": True, "use_rslora": True}),
+    "dora conv1d": (gpt2, tokens(), GPT2, {"use_dora": True, "fan_in_fan_out": True}),
+    "dora conv2d": (convnet, images(), ["stem", "pointwise"], {"use_dora": True}),
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_options_of_single_layers_biases_and_lengths_mean_the_same(name, tmp_path):
+    make, x, targets, options = OPTIONS[name]
+    config = peft.LoraConfig(r=3, target_modules=targets, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = peft.get_peft_model(make(), config)
+    shake([p for p in theirs.parameters() if p.requires_grad], seed=3)
+    expected = logits(theirs, x)
+    theirs.save_pretrained(tmp_path / "theirs")
+    adapted = load_peft(make(), tmp_path / "theirs")
+    torch.testing.assert_close(logits(adapted.model, x), expected, rtol=1e-5, atol=1e-5)
+    trained = sum(p.numel() for p in theirs.parameters() if p.requires_grad)
+    assert sum(p.numel() for p in adapted.parameters()) == trained
+    if name.startswith("bias"):
+        with pytest.raises(TypeError, match="whole modules"):
+            adapted.save_peft(tmp_path / "ours")
+    else:
+        adapted.save_peft(tmp_path / "ours")
+        again = from_peft(make(), tmp_path / "ours")
+        torch.testing.assert_close(logits(again, x), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(logits(adapted.merge(), x), expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("options", "word"),
-    [({"use_dora": True}, "use_dora"), ({"bias": "lora_only"}, "bias"),
-     ({"rank_pattern": {"query": 2}}, "rank_pattern"), ({"alpha_pattern": {"query": 2}}, "alpha")],
+    [({"bias": "some"}, "bias='some'"), ({"rank_pattern": {"(": 2}}, "rank_pattern"),
+     ({"rank_pattern": {"query": "2"}}, "rank"), ({"alpha_pattern": {"query": None}}, "alpha"),
+     ({"rank_pattern": [2]}, "rank_pattern"), ({"bias": "all"}, "incomplete.*trains '.*bias'"),
+     ({"bias": "lora_only"}, r"incomplete.*trains '.*query\.bias'"), ({"use_dora": 1}, "length"),
+     ({"use_dora": True}, "length"), ({"rank_pattern": {"query": 2}}, "shape"),
+     ({"use_qalora": True}, "use_qalora"), ({"layer_replication": [[0, 1]]}, "replication")],
 )  # fmt: skip
-def test_refuses_options_it_lacks(options, word, tmp_path):
-    config = peft.LoraConfig(r=3, target_modules=["query"], **options)
+def test_refuses_options_that_do_not_fit_and_changes_nothing(options, word, tmp_path):
+    config = peft.LoraConfig(r=3, target_modules=["query"])
     peft.get_peft_model(bert(), config).save_pretrained(tmp_path)
+    file = tmp_path / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | options))
     model = bert()
     before = {k: v.clone() for k, v in model.state_dict().items()}
     with pytest.raises(ValueError, match=word):
         load_peft(model, tmp_path)
     assert before.keys() == model.state_dict().keys()
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+@pytest.mark.filterwarnings("ignore:.*nothing is attached")
+def test_layers_of_other_ranks_are_written_as_patterns(tmp_path):
+    """Layer "0" is also the end of another's name."""
+
+    def make():
+        torch.manual_seed(2)
+        inner = torch.nn.Sequential(torch.nn.Linear(6, 6))
+        return torch.nn.Sequential(torch.nn.Linear(5, 6), inner)
+
+    adapted = adapt(make(), {"1.0": LoRA(rank=2), "[0]": LoRA(rank=3, alpha=4.0)})
+    shake(adapted.parameters())
+    x = torch.randn(3, 5)
+    adapted.save_peft(tmp_path)
+    for model in (from_peft(make(), tmp_path), load_peft(make(), tmp_path).model):
+        torch.testing.assert_close(logits(model, x), logits(adapted.model, x))
+    adapted = adapt(make(), {"1.0": LoRA(rank=2), "[0]": LoRA(rank=2, dropout=0.1)})
+    with pytest.raises(TypeError, match="differ in more"):
+        adapted.save_peft(tmp_path / "new")
+    adapted = adapt(make(), {"1.0": ADA, "[0]": AdaLoRA(rank=3, target_rank=2)})
+    with pytest.raises(TypeError, match="one rank"):
+        adapted.save_peft(tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_dropout_that_a_method_lacks_is_said(tmp_path):
+    config = peft.LoraConfig(r=2, target_modules=["query"], use_dora=True, lora_dropout=0.1)
+    peft.get_peft_model(bert(), config).save_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match=r"lora_dropout=0\.1"):
+        load_peft(bert(), tmp_path)
 
 
 def test_refuses_damage_and_other_models(tmp_path):

@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -134,28 +134,59 @@ def write_beside(path: str | os.PathLike[str], write: Callable[[Path], object]) 
         OSError: it cannot be written. The old file is then untouched and nothing is left beside.
     """
     path = Path(path)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"folder {path.parent} does not exist; create it, then save again")
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder: name a file")
-    if path.parent not in _swept:
-        sweep(path.parent)
-        _swept.add(path.parent)
-    try:
-        with scratch(path.parent, path.name[:40]) as folder:
-            beside = folder / path.name
-            beside.touch()
-            usual = beside.stat().st_mode  # some writers make private files
-            write(beside)
-            beside.chmod(usual)
-            with beside.open("rb") as file:
-                os.fsync(file.fileno())
-            os.replace(beside, path)
-    except Exception as error:  # writers name a full disk in types of their own
-        if is_full(path.parent, error):
-            raise DiskFull(path.parent) from error
-        raise
+    write_together(path.parent, {path.name: write})
     return path
+
+
+def write_together(folder: Path, writes: Mapping[str, Callable[[Path], object]]) -> None:
+    """Write files that belong together, as :func:`write_beside` does with one.
+
+    None is moved before all are whole and on disk. The last one is moved last, and an old one of
+    its name is taken away first unless it is the same: so a kill half-way leaves the old files, the
+    new ones, or none of the last name, and never old and new ones that seem to belong together.
+
+    Args:
+        folder: where they shall lie; exists.
+        writes: name -> what is given the path of the file to fill, in the order of moving.
+
+    Raises:
+        FileNotFoundError, IsADirectoryError, DiskFull, OSError: see :func:`write_beside`.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"folder {folder} does not exist; create it, then save again")
+    for name in writes:
+        if (folder / name).is_dir():
+            raise IsADirectoryError(f"{folder / name} is a folder: name a file")
+    if folder not in _swept:
+        sweep(folder)
+        _swept.add(folder)
+    *first, last = writes
+    try:
+        with scratch(folder, last[:40]) as room:
+            for name, write in writes.items():
+                _fill(room / name, write)
+            if first and not _same(room / last, folder / last):
+                (folder / last).unlink(missing_ok=True)
+            for name in writes:
+                os.replace(room / name, folder / name)
+    except Exception as error:  # writers name a full disk in types of their own
+        if is_full(folder, error):
+            raise DiskFull(folder) from error
+        raise
+
+
+def _fill(file: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` fill a file, and wait until it is on disk."""
+    file.touch()
+    usual = file.stat().st_mode  # some writers make private files
+    write(file)
+    file.chmod(usual)
+    with file.open("rb") as stream:
+        os.fsync(stream.fileno())
+
+
+def _same(one: Path, other: Path) -> bool:
+    return other.is_file() and one.read_bytes() == other.read_bytes()
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> Path:

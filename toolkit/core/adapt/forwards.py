@@ -74,6 +74,20 @@ def frozen(layer: nn.Module, parameter: str, name: str) -> Tensor:
     return weight
 
 
+def refuse_offloaded(adapter: nn.Module) -> None:
+    """Raise RuntimeError for an adapter whose numbers a library keeps elsewhere between calls.
+
+    accelerate's hooks put copies in place for each call, in which gradients would be lost, and look
+    for the frozen weight under another name than the state dict has.
+    """
+    if any(p.is_meta for p in adapter.parameters()):
+        name = getattr(getattr(adapter, "site", None), "name", "")
+        raise RuntimeError(
+            f"layer {name!r} was offloaded after it was adapted, so its adapter holds no numbers "
+            "here and cannot train; merge() before offloading, or load the model whole"
+        )
+
+
 def refuse_trace(name: str, values: tuple[Any, ...]) -> None:
     """Raise TypeError in traces that cannot follow hooks or parameters that are put in place."""
     if torch.jit.is_tracing() or any(isinstance(value, fx.Proxy) for value in values):

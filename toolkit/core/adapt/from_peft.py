@@ -14,8 +14,15 @@ from torch import Tensor, nn
 from toolkit.core.adapt import handles
 from toolkit.core.adapt.load import among, check, fill, put
 from toolkit.core.adapt.model import Adapted
-from toolkit.core.adapt.peft import PREFIX, PeftNames, check_same_meaning
-from toolkit.core.adapt.peft_config import check_complete, hyperparameters, refuse_options
+from toolkit.core.adapt.peft import (
+    CONFIG_FILE,
+    MAGNITUDE,
+    MODEL_FILE,
+    PREFIX,
+    PeftNames,
+    check_same_meaning,
+)
+from toolkit.core.adapt.peft_config import check_complete, methods, refuse_options
 from toolkit.core.adapt.put import refuse_busy
 from toolkit.core.adapt.sites import Site
 from toolkit.core.declare.catalogue import catalogue
@@ -34,17 +41,18 @@ def load_peft(model: nn.Module, folder: Any) -> Adapted:
     """
     folder = Path(folder)
     config, tensors = _read(folder)
-    method_class: Any = _method_of(folder, config.get("peft_type"))
+    method_class: Any = _method_of(folder, config)
     names = method_class.peft
-    refuse_options(folder, config)
+    refuse_options(folder, config, names)
     refuse_busy(model)
     handles.refuse_spread(model)
     handles.refuse_meta(model)
-    method = hyperparameters(folder, config, method_class)
     states, beside = _group(model, folder, tensors, names)
     check_complete(model, folder, config, states, beside)
     extra, buffers = _beside(model, folder, config, beside)
-    adapted = put(model, {among(frozenset(states)): method}, set(extra), str(folder))
+    each = methods(folder, config, method_class, states)
+    wanted = {among(frozenset(layers)): method for method, layers in each.items()}
+    adapted = put(model, wanted, set(extra), str(folder))
     try:
         for name, placed in adapted.sites.items():
             try:
@@ -52,7 +60,12 @@ def load_peft(model: nn.Module, folder: Any) -> Adapted:
             except TypeError as error:
                 raise ValueError(f"{folder}: {error}") from error
             state = {
-                ours: _from_peft(value, ours, placed.site, f"{folder}: layer {name!r}: {ours}")
+                ours: _from_peft(
+                    value,
+                    names.names(placed.site.kind).get(ours, ""),
+                    placed.site,
+                    f"{folder}: layer {name!r}: {ours}",
+                )
                 for ours, value in states[name].items()
             }
             fill(placed.layer.adapter, state, f"{folder}: layer {name!r}")
@@ -68,33 +81,46 @@ def load_peft(model: nn.Module, folder: Any) -> Adapted:
     return adapted
 
 
-def _method_of(folder: Path, kind: Any) -> type:
-    """The first method that writes adapters of that kind; a broken one hides no other."""
-    damaged = []
+def _method_of(folder: Path, config: dict[str, Any]) -> type:
+    """The method that writes adapters of that kind; a broken one hides no other."""
+    damaged: list[str] = []
+    found: list[Any] = []
     for e in catalogue():
         try:
             names = getattr(e.method, "peft", None)
         except Exception as error:  # of that method's own module
             damaged.append(f"{e.module} ({type(error).__name__}: {error})")
             continue
-        if names is not None and names.kind == kind:
-            return e.method
-    hint = f"; these cannot be imported: {damaged}" if damaged else ""
-    raise ValueError(f"{folder}: adapters of type {kind!r} are not in the catalogue{hint}")
+        if names is not None and names.kind == config.get("peft_type"):
+            found.append(e.method)
+    if not found:
+        hint = f"; these cannot be imported: {damaged}" if damaged else ""
+        kind = config.get("peft_type")
+        raise ValueError(f"{folder}: adapters of type {kind!r} are not in the catalogue{hint}")
+    plain = min(found, key=lambda m: len(m.peft.extra))
+    said = [m for m in found if all(config.get(k) == v for k, v in m.peft.extra.items())]
+    return max(said, key=lambda m: len(m.peft.extra), default=plain)
 
 
-def _from_peft(value: Tensor, ours: str, site: Site, where: str) -> Tensor:
-    if site.kind != "conv":
+def _from_peft(value: Tensor, theirs: str, site: Site, where: str) -> Tensor:
+    conv = site.kind == "conv"
+    ones = (1,) * (len(site.shape) - 2) if conv else ()
+    if theirs == MAGNITUDE:
+        right = (1, site.rows, *ones) if conv else (site.rows,)
+        if tuple(value.shape) != right:
+            raise ValueError(f"{where} has shape {tuple(value.shape)}, the layer needs {right}")
+        return value.reshape(-1, 1)
+    if not conv:
         return value
-    kernel = tuple(site.shape[1:]) if ours == "A" else (1,) * (len(site.shape) - 2)
-    tail = value.shape[1:] if ours == "A" else value.shape[2:]
+    kernel = tuple(site.shape[1:]) if "_A" in theirs else ones
+    tail = value.shape[1:] if "_A" in theirs else value.shape[2:]
     if value.dim() != len(site.shape) or tuple(tail) != kernel:
         raise ValueError(f"{where} has shape {tuple(value.shape)}, the convolution {site.shape}")
     return value.flatten(1)
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    config_file, model_file = folder / "adapter_config.json", folder / "adapter_model.safetensors"
+    config_file, model_file = folder / CONFIG_FILE, folder / MODEL_FILE
     for file in (config_file, model_file):
         if not file.is_file():
             raise FileNotFoundError(
@@ -125,6 +151,7 @@ def _group(
     own = dict(handles.parameters(model, twice=True)) | dict(handles.buffers(model))
     for key, value in tensors.items():
         path = key.removeprefix(PREFIX)
+        path = path if path in own else path.replace(".base_layer.", ".")  # a bias that trained
         suffix = next((s for s in suffixes if path.endswith("." + s)), None)
         if suffix is not None and path.removesuffix("." + suffix) in modules:
             states.setdefault(path.removesuffix("." + suffix), {})[suffixes[suffix]] = value
@@ -146,6 +173,7 @@ def _beside(
     extra = {name: value for name, value in beside.items() if name in own}
     buffers = {n: v for n, v in beside.items() if n not in dict(handles.parameters(model, True))}
     saved = config.get("modules_to_save") or []
+    biases = config.get("bias", "none") != "none"
     for first, others in handles.also_called(model).items():
         tied = [name for name in (first, *others) if name in beside]
         trained = [n for n in tied if any(f".{n}".find(f".{m}.") >= 0 for m in saved)]
@@ -158,6 +186,7 @@ def _beside(
         if tied:
             extra[first] = beside[tied[0]]
     for name in [n for n, v in extra.items() if torch.equal(v.to(own[n]), own[n])]:
-        if not any(f".{name}".find(f".{module}.") >= 0 for module in saved):
+        kept = biases and "bias" in name
+        if not kept and not any(f".{name}".find(f".{module}.") >= 0 for module in saved):
             del extra[name]  # stored with the adapters, but not trained
     return extra, buffers

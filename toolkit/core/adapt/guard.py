@@ -7,10 +7,16 @@ from typing import Any
 
 import torch
 
+from toolkit.core.adapt.forwards import refuse_offloaded
+
 
 def check_shapes(sites: Mapping[str, Any]) -> None:
-    """Raise RuntimeError for a weight that is no longer of the shape its adapter was made for."""
+    """Raise RuntimeError for a weight that is no longer of the shape its adapter was made for.
+
+    Likewise for an adapter that was offloaded.
+    """
     for name, placed in sites.items():
+        refuse_offloaded(placed.layer.adapter)
         weight = placed.layer.base._parameters.get(placed.site.parameter)
         if weight is not None and tuple(weight.shape) != placed.site.shape:
             raise RuntimeError(

@@ -12,7 +12,7 @@ from torch.func import functional_call
 
 from toolkit.core.adapt import checkpoint
 from toolkit.core.adapt.computed import computed
-from toolkit.core.adapt.forwards import frozen, is_hooked
+from toolkit.core.adapt.forwards import frozen, is_hooked, refuse_offloaded
 from toolkit.core.adapt.sites import Site
 from toolkit.core.adapt.steps.controller import Controller
 from toolkit.core.adapt.unfit import refuse_weight
@@ -36,7 +36,11 @@ class AdaptedLayer(nn.Module):
         self.register_load_state_dict_post_hook(checkpoint.report_short)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.adapter(self.base, *args, **kwargs)
+        parts = self._modules  # quicker than through __getattr__
+        adapter = parts["adapter"]
+        if "_hf_hook" in adapter.__dict__:
+            refuse_offloaded(adapter)
+        return adapter(parts["base"], *args, **kwargs)
 
     def materialised(self, *args: Any, **kwargs: Any) -> Any:
         """The same output through the new weight itself: slower, for checks and for teaching."""

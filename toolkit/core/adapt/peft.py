@@ -6,9 +6,7 @@ The format is read and written here, so ``peft`` itself need not be installed.
 from __future__ import annotations
 
 import json
-import os
 import re
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,11 +15,16 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
+from toolkit.core.adapt import peft_patterns
 from toolkit.core.adapt.checkpoint import whole
 from toolkit.core.adapt.forwards import has_own_forward
 from toolkit.core.adapt.handles import also_called
+from toolkit.core.io import write_together
 
 PREFIX = "base_model.model."
+MAGNITUDE = "lora_magnitude_vector"
+"""Their name of a tensor with one number per output."""
+CONFIG_FILE, MODEL_FILE = "adapter_config.json", "adapter_model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,8 @@ class PeftNames:
         tensors: our tensor name -> suffix of theirs.
         embedding: the same for embedding layers, where the names differ.
         fields: their configuration field -> our hyperparameter.
-        extra: fixed configuration fields that their loader needs.
+        extra: fixed configuration fields that their loader needs, or that tell methods of one
+            ``peft_type`` apart.
         kinds: layer kinds whose stored form means the same there.
         ranks: our tensor with one row per kept rank, where layers may have fewer than the method's
             ``rank``; they are then declared in ``rank_pattern``.
@@ -56,21 +60,22 @@ def save_peft(adapted: Any, folder: Any) -> None:
 
     Args:
         adapted: a model with a method that ``peft`` knows.
-        folder: made if missing; each file is moved into place when complete.
+        folder: made if missing; both files are moved into place when both are complete.
 
     Raises:
         TypeError: ``peft`` does not have the method, or stores a layer kind differently.
     """
-    names = getattr(adapted.method, "peft", None)
+    method = peft_patterns.one_method(adapted)
+    names = getattr(method, "peft", None)
     if names is None:
-        raise TypeError(f"{adapted.method.info.title} has no counterpart in Hugging Face peft")
+        raise TypeError(f"{method.info.title} has no counterpart in Hugging Face peft")
     for placed in adapted.sites.values():
         check_same_meaning(placed, names)
     tensors: dict[str, Tensor] = {}
     for name, placed in adapted.sites.items():
         own = placed.layer.adapter.state_dict()
         for ours, theirs in names.names(placed.site.kind).items():
-            tensors[f"{PREFIX}{name}.{theirs}"] = _to_peft(whole(own[ours]), ours, placed)
+            tensors[f"{PREFIX}{name}.{theirs}"] = _to_peft(whole(own[ours]), theirs, placed)
     modules = _whole_modules(adapted)
     for name, value in adapted.extra.items():
         tensors[f"{PREFIX}{name}"] = whole(value)
@@ -82,7 +87,6 @@ def save_peft(adapted: Any, folder: Any) -> None:
             )
         tensors[f"{PREFIX}{name}"] = value
 
-    method = adapted.method
     config = {
         "peft_type": names.kind,
         "task_type": None,
@@ -96,18 +100,20 @@ def save_peft(adapted: Any, folder: Any) -> None:
         "fan_in_fan_out": any(s.site.kind == "hf_conv1d" for s in adapted.sites.values()),
         **names.extra,
         **{theirs: getattr(method, ours) for theirs, ours in names.fields.items()},
-        **_rank_pattern(adapted, names),
+        **peft_patterns.patterns(adapted, method),
+        **peft_patterns.kept_ranks(adapted, names),
     }
+    packed = {k: v.detach().contiguous().cpu() for k, v in tensors.items()}
+    text = json.dumps(config, indent=2, sort_keys=True)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as beside:
-        model_file = Path(beside) / "adapter_model.safetensors"
-        packed = {k: v.detach().contiguous().cpu() for k, v in tensors.items()}
-        save_file(packed, model_file, metadata={"format": "pt"})
-        config_file = Path(beside) / "adapter_config.json"
-        config_file.write_text(json.dumps(config, indent=2, sort_keys=True))
-        for file in (model_file, config_file):
-            os.replace(file, folder / file.name)
+    write_together(
+        folder,
+        {
+            MODEL_FILE: lambda file: save_file(packed, file, metadata={"format": "pt"}),
+            CONFIG_FILE: lambda file: file.write_text(text, encoding="utf-8"),
+        },
+    )
 
 
 def _target_modules(adapted: Any) -> list[str] | str:
@@ -118,19 +124,6 @@ def _target_modules(adapted: Any) -> list[str] | str:
     if any(other.endswith(ends) for other in others):
         return "|".join(re.escape(name) for name in names)
     return names
-
-
-def _rank_pattern(adapted: Any, names: PeftNames) -> dict[str, Any]:
-    """Which of the initial ranks each layer kept, for layers that were made smaller."""
-    if not names.ranks:
-        return {}
-    pattern = {}
-    for name, placed in adapted.sites.items():
-        kept = getattr(placed.layer.adapter, names.ranks).shape[0]
-        if kept < adapted.method.rank:
-            stored = names.names(placed.site.kind)[names.ranks]
-            pattern[f"{name}.{stored}"] = [i < kept for i in range(adapted.method.rank)]
-    return {"rank_pattern": pattern or None}
 
 
 def check_same_meaning(placed: Any, names: PeftNames) -> None:
@@ -160,12 +153,15 @@ def check_same_meaning(placed: Any, names: PeftNames) -> None:
         )
 
 
-def _to_peft(value: Tensor, ours: str, placed: Any) -> Tensor:
+def _to_peft(value: Tensor, theirs: str, placed: Any) -> Tensor:
     site = placed.site
-    if site.kind != "conv":
+    dims = len(site.shape) - 2 if site.kind == "conv" else 0
+    if theirs == MAGNITUDE:
+        return value.view(1, -1, *[1] * dims) if dims else value.view(-1)
+    if not dims:
         return value
-    ones = [1] * (len(site.shape) - 2)
-    return value.view(-1, *site.shape[1:]) if ours == "A" else value.view(*value.shape, *ones)
+    right = "_A" in theirs
+    return value.view(-1, *site.shape[1:]) if right else value.view(*value.shape, *[1] * dims)
 
 
 def _whole_modules(adapted: Any) -> list[str]:

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
-from collections.abc import Collection, Mapping
+import warnings
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from toolkit.core.adapt import handles
+from toolkit.core.adapt.peft import PeftNames
+from toolkit.core.adapt.peft_patterns import by_pattern
 from toolkit.core.adapt.sites import kind_of
 from toolkit.core.declare.fields import hyperparameters as declared
 
 HARMLESS = frozenset(
     (
+        "alpha_pattern",
         "auto_mapping",
         "base_model_name_or_path",
         "bias",
@@ -52,21 +57,22 @@ HARMLESS = frozenset(
 )
 """Options that are read elsewhere, or that change no output of a loaded adapter. Any other one that
 is set changes the map, or is not known, and is refused."""
+BIASES = ("none", "all", "lora_only")
 STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 """Starts that leave the base as it is. The others (PiSSA, OLoRA, CorDA, LoRA-GA, LoftQ, MiCA)
 subtract something from the base or quantise it, which the folder does not hold."""
 
 
-def refuse_options(folder: Path, config: Mapping[str, Any]) -> None:
+def refuse_options(folder: Path, config: Mapping[str, Any], names: PeftNames) -> None:
     """Raise ValueError for an option that changes the map and that would be dropped."""
-    own = {"orth_reg_weight", "tinit", "tfinal", "deltaT", "beta1", "beta2"}
+    own = {"orth_reg_weight", "tinit", "tfinal", "deltaT", "beta1", "beta2", *names.extra}
     used = [name for name, value in config.items() if value and name not in HARMLESS | own]
-    if config.get("bias", "none") != "none":
-        used.append("bias")
-    if config.get("rank_pattern") and config.get("peft_type") == "LORA":
-        used.append("rank_pattern")
+    if config.get("alpha_pattern") and names.kind != "LORA":
+        used.append("alpha_pattern")
     if used:
         raise ValueError(f"{folder} uses {used}, which this toolkit lacks; nothing was loaded")
+    if config.get("bias", "none") not in BIASES:
+        raise ValueError(f"{folder}: bias={config['bias']!r} is none of {', '.join(BIASES)}")
     start = config.get("init_lora_weights")
     known = start.lower() if isinstance(start, str) else start
     if not (known is None or isinstance(known, bool | str)) or known not in STARTS:
@@ -75,6 +81,39 @@ def refuse_options(folder: Path, config: Mapping[str, Any]) -> None:
             "folder does not hold by what; save it in peft as plain LoRA "
             "(path_initial_model_for_weight_conversion), or merge it there"
         )
+
+
+def methods(
+    folder: Path, config: Mapping[str, Any], method_class: Any, layers: Iterable[str]
+) -> dict[Any, list[str]]:
+    """Each method that the configuration asks for -> the layers that it is for.
+
+    Raises:
+        ValueError: a pattern is none, or see :func:`hyperparameters`.
+    """
+    found: dict[Any, list[str]] = {}
+    for name in layers:
+        found.setdefault(_method_of_layer(folder, config, method_class, name), []).append(name)
+    if config.get("lora_dropout") and "lora_dropout" not in method_class.peft.fields:
+        warnings.warn(
+            f"{folder}: {method_class.info.title} has no dropout here, so training would go on "
+            f"without lora_dropout={config['lora_dropout']}; outputs in eval() are the same",
+            stacklevel=4,
+        )
+    return found
+
+
+def _method_of_layer(folder: Path, config: Mapping[str, Any], method_class: Any, name: str) -> Any:
+    given = dict(config)
+    if method_class.peft.kind == "LORA":
+        for field, theirs in (("rank_pattern", "r"), ("alpha_pattern", "lora_alpha")):
+            value = by_pattern(f"{folder}: {field}", config.get(field) or {}, name)
+            if value is not None:
+                given[theirs] = value
+    method = hyperparameters(folder, given, method_class)
+    if config.get("use_rslora") is True and "use_rslora" not in method_class.peft.fields:
+        method = dataclasses.replace(method, alpha=method.alpha * math.sqrt(method.rank))
+    return method
 
 
 def hyperparameters(folder: Path, config: Mapping[str, Any], method_class: Any) -> Any:
@@ -119,6 +158,7 @@ def check_complete(
                 f"{folder} is incomplete: modules_to_save={saved} names {name!r}, and it holds no "
                 "such tensor"
             )
+    _check_biases(model, folder, config, states, beside)
     targets = config.get("target_modules")
     if targets is None or targets == "all-linear":
         return
@@ -140,6 +180,25 @@ def check_complete(
             raise ValueError(
                 f"{folder} is incomplete: target_modules names layer {name!r}, and it holds no "
                 "tensors for it"
+            )
+
+
+def _check_biases(
+    model: nn.Module,
+    folder: Path,
+    config: Mapping[str, Any],
+    states: Collection[str],
+    beside: Collection[str],
+) -> None:
+    """Raise ValueError where biases are said to be trained that the folder does not hold."""
+    kind = config.get("bias", "none")
+    for name, _ in handles.parameters(model):
+        layer, _, leaf = name.rpartition(".")
+        trained = "bias" in name if kind == "all" else leaf == "bias" and layer in states
+        if kind != "none" and trained and name not in beside:
+            raise ValueError(
+                f"{folder} is incomplete: bias={kind!r} trains {name!r}, and it holds no such "
+                "tensor"
             )
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from toolkit.core.adapt.lowrank import warn_above
+from toolkit.core.adapt.peft import PeftNames
 from toolkit.core.adapt.sites import Site, uniform
 from toolkit.core.adapt.weight import WeightLayer
 from toolkit.core.declare.fields import Alpha, Declared, Like, Rank
@@ -54,6 +55,13 @@ class DoRA(Declared):
         kinds=("linear", "hf_conv1d", "conv"),
         init_tolerance=1e-6,
         init_reason="the length divides by the norm it was read from, which rounds",
+    )
+    peft: ClassVar[PeftNames] = PeftNames(
+        kind="LORA",
+        tensors={"A": "lora_A.weight", "B": "lora_B.weight", "length": "lora_magnitude_vector"},
+        fields={"r": "rank", "lora_alpha": "alpha"},
+        kinds=("linear", "hf_conv1d", "conv"),
+        extra={"use_dora": True},
     )
 
     def build(self, site: Site, generator: torch.Generator | None = None) -> DoRALayer:

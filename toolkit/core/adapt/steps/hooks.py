@@ -88,6 +88,8 @@ class Driver:
         self._tidy()
         self.began = self.optimizer.state, len(self.optimizer.state)
         self.acted = self.waits = False
+        if self._sets_up():
+            return None
         refuse_scaler(self.optimizer, kwargs.get("grad_scaler"), self.controller.title)
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         if not callable(closure):
@@ -172,6 +174,18 @@ class Driver:
                 found += (frame.f_locals.get("args") or (None,))[0] is self.optimizer
             frame = frame.f_back
         return found > 1
+
+    def _sets_up(self) -> bool:
+        """Whether a step at rate 0, on gradients of 0, only makes the optimizer's state.
+
+        So ``torch.distributed.checkpoint`` does before it saves or loads; for a method it is no
+        step.
+        """
+        groups = self.optimizer.param_groups
+        if self.optimizer.state or any(g.get("lr", 1) != 0 for g in groups if g["params"]):
+            return False
+        grads = [p.grad for group in groups for p in group["params"] if p.grad is not None]
+        return bool(grads) and not any(bool(grad.any()) for grad in grads)
 
     def _tidy(self) -> None:
         """After a step that was broken off: drop state that may be half made, undo what is laid."""
