@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
 
 import toolkit
+from tests.pairs import run_pair
 from toolkit import AdaLoRA, LoRA, adapt
 
 
@@ -154,3 +157,9 @@ def test_a_model_without_memory_is_refused_by_load(tmp_path):
     adapt(net(), LoRA(rank=2), "body.0").save(tmp_path / "a")
     with pytest.raises(ValueError, match=r"body\.0\.weight.*meta"):
         toolkit.load(net().to("meta"), tmp_path / "a")
+
+
+@pytest.mark.weekly  # one process, every run: the sharded tests of guards and checkpoints
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
+def test_a_model_sharded_over_two_processes_trains_and_saves_as_one(tmp_path):
+    run_pair(Path(__file__).parent / "sharded_pair.py", tmp_path)

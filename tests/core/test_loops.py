@@ -543,3 +543,42 @@ def test_the_trial_step_of_torchs_checkpoints_is_no_step_of_a_method(name):
     run(other, driven, range(half, STEPS))
     assert other.controller.step == STEPS
     assert_same(adapted.model.state_dict(), other.model.state_dict())
+
+
+# --- two schedules of one method -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("name", SCHEDULED)
+def test_two_schedules_of_one_method_travel_side_by_side(name, apart):
+    """Given as two methods of one call, or by two calls of adapt."""
+
+    def two():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 8), nn.Linear(8, 3))
+        draw, method = torch.Generator().manual_seed(1), METHODS[name]
+        if apart:
+            handles = [adapt(model, method, part, generator=draw) for part in ("0", "2")]
+        else:
+            handles = [adapt(model, {"0": method, "2": copy.copy(method)}, generator=draw)]
+        optimizer = make(name, [p for one in handles for p in one.parameters()])
+        for one in handles:
+            one.attach(optimizer, total_steps=STEPS)
+        return model, optimizer
+
+    def go(model, optimizer, numbers):
+        for number in numbers:
+            torch.manual_seed(number)  # from which grown tensors are drawn
+            run(model, optimizer, [number])
+
+    model, optimizer = two()
+    go(model, optimizer, range(STEPS))
+    half, driven = two()
+    go(half, driven, range(5))
+    state, moments = copy.deepcopy((half.state_dict(), driven.state_dict()))
+    assert sum(key.endswith("schedule.step") for key in state) == 2
+    other, driven = two()
+    other.load_state_dict(state)
+    driven.load_state_dict(moments)
+    go(other, driven, range(5, STEPS))
+    assert_same(model.state_dict(), other.state_dict())
