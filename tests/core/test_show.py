@@ -329,17 +329,22 @@ def marks_of(y):
 
 
 def test_a_line_that_another_lies_upon_is_wider():
-    lines, points = marks_of({"under": [0, 50, 100], "upon": [0.5, 50.5, 90], "apart": [0, 9, 9]})
-    assert lines["encoding"]["strokeWidth"]["scale"]["range"] == pytest.approx([5.4, 2.2, 2.2])
-    assert points["encoding"]["size"]["legend"] is None
-    lines, points = marks_of({"one": [0, 50, 100], "two": [20, 70, 80]})
-    assert "strokeWidth" not in lines["encoding"]
+    series = {"under": [0, 50, 99, 90], "upon": [0.5, 50.5, 99, 60], "apart": [0, 9, 9, 9]}
+    under, lines, _ = marks_of(series)
+    assert under["mark"]["strokeWidth"] > lines["mark"]["strokeWidth"]
+    assert under["transform"] == [{"filter": {"field": "series", "equal": "under"}}]
+    assert len(marks_of({"one": [0, 50, 100], "two": [20, 70, 80]})) == 2
 
 
 def test_learning_rates_are_decimals_and_marks_have_room_at_both_ends():
     x = marks_of({"one": [1, 2, 3]})[0]["encoding"]["x"]
     assert x["axis"]["format"] == "~g"
     assert x["scale"]["padding"] > 0
+
+
+def test_a_wide_logarithmic_axis_has_few_labels():
+    x = marks_of({"one": list(range(12))})[0]["encoding"]["x"]
+    assert x["axis"]["values"] == [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0]
 
 
 def test_even_numbers_get_a_slider_and_the_rest_a_list():

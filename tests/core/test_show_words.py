@@ -30,7 +30,7 @@ def test_a_card_tells_verdict_effect_margin_and_when_to_use():
     assert record["text"] in html
     assert "-0.2" in html.split('card-number">')[1]  # the difference itself, not counted from -2
     assert "to hold it needs more than \u22121" in html
-    assert "(n = 20)" in html
+    assert "(n\u00a0=\u00a020)" in html
     assert "it is &lt;cheap&gt;." in html
     assert html.index("picture") < html.index("We found") < html.index("Use it when")
     assert record["text"] in repr(card)

@@ -60,18 +60,26 @@ def bracketed(end: Interval, digits: int, sign: str = "+") -> str:
     return f"{middle:{sign}.{digits}f} [{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]"
 
 
-def compared(end: Interval, better: str) -> str:
+def compared(end: Interval, better: str, margin: float) -> str:
     """What a difference says, in words that follow its interval and not its mean.
 
     Args:
         end: Our arm minus the other.
         better: ``"less"`` or ``"more"``: which is good.
+        margin: The smallest difference that matters.
 
     Returns:
-        "better than", "worse than", or "not told apart from" if the interval holds 0.
+        "better than" or "worse than" if all of the interval lies beyond the margin, "perhaps only
+        slightly" so if it lies beyond 0, "as good as" within the margins, else "not told apart
+        from".
     """
     low, high = (-end.high, -end.low) if better == "less" else (end.low, end.high)
-    return "better than" if low > 0 else "worse than" if high < 0 else "not told apart from"
+    if -margin < low and high < margin:
+        return "as good as"
+    if low <= 0 <= high:
+        return "not told apart from"
+    word = "better than" if low > 0 else "worse than"
+    return word if min(abs(low), abs(high)) > margin else f"perhaps only slightly {word}"
 
 
 def means(runs: Any, judged: str, arms: Sequence[str]) -> dict[str, float]:

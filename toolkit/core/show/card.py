@@ -80,7 +80,9 @@ def number_text(claim: Mapping[str, Any]) -> str:
 
 
 def _effect(part: Mapping[str, Any], claim: Mapping[str, Any], named: bool) -> str:
-    effect = found_text(part, claim["unit"], counted_from(claim))
+    effect = found_text(part, claim["unit"], counted_from(claim)).replace(
+        "(n = ", "(n\u00a0=\u00a0"
+    )
     return f"{part['name']}: {effect}" if named else effect
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -111,8 +112,12 @@ def layers(
         long = sum(map(len, map(str, frame[x].unique()))) > CROWDED  # then bars lie on their side
         along, across = ("x", "y") if long else ("y", "x")
         title = None if long else title_of["x"]
-        encode[across] = {"field": "x", "type": "nominal", "title": title, "sort": None}
-        encode[across]["axis"] = {"labelLimit": 150} if long else {"labelAngle": 0}
+        order = frame[x].unique().tolist()
+        encode[across] = {"field": "x", "type": "nominal", "title": title, "sort": order}
+        # room for the longest name of all settings, as the first one sets the margin
+        room = min(150, 7 * max(len(str(name)) for name in order))
+        side = {"labelLimit": 150, "minExtent": room}
+        encode[across]["axis"] = side if long else {"labelAngle": 0}
         if series and frame.groupby(x)[series].nunique().max() > 1:
             encode[f"{across}Offset"] = {"field": "series", "sort": list(hues)}
         made = _bars(along, at_y, tips, band)
@@ -143,12 +148,20 @@ def _numbers(values: Any, title: str, log: bool) -> dict[str, Any]:
     axis: dict[str, Any] = {"labelAngle": 0}
     if log:  # 10k reads well, but 10m is no learning rate
         axis["format"] = "~s" if places[-1] >= 1000 else "~g"
-    # ticks at powers of ten where labels of uneven places would cover each other
-    if not (log and places[-1] >= 100 * places[0]) and len(places) <= 10:
+    if len(places) <= 10 and not (log and places[-1] >= 100 * places[0]):
         axis["values"] = [short(place) for place in places]  # ticks where the results are
+    elif log:  # labels of uneven places would cover each other
+        axis["values"] = _ladder(places[0], places[-1])
     scale = {"type": "log", "nice": False} if log else {"zero": False}
     scale["padding"] = 8
     return {"field": "x", "type": "quantitative", "title": title, "axis": axis, "scale": scale}
+
+
+def _ladder(low: float, high: float) -> list[float]:
+    """1 and 3 times each power of ten between two numbers."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    steps = (short(float(step * 10.0**power)) for power in powers for step in (1, 3))
+    return [step for step in steps if low <= step <= high]
 
 
 def _lines(
@@ -168,23 +181,27 @@ def _lines(
         "mark": {"type": "point", "filled": True, "size": 70, "opacity": 1},
         "encoding": {"y": at_y, "tooltip": tips},
     }
+    under: list[dict[str, Any]] = []
     if series:
         called = list(names.values())
         shapes = list(itertools.islice(itertools.cycle(SHAPES), len(called)))
         point["encoding"]["shape"] = _by_series(called, shapes) | {"title": None}
         parts = [part for _, part in frame.groupby(controls)] if controls else [frame]
         wide = widths([
-            {n: dict(zip(rows[x], rows[y], strict=True)) for n, rows in part.groupby(series, sort=False)}
+            {n: rows.set_index(x)[y].to_dict() for n, rows in part.groupby(series, sort=False)}
             for part in parts
         ])  # fmt: skip
-        each = [wide[value] for value in names]
-        if max(each) > WIDTH:
-            quiet = {"legend": None}
-            line["encoding"]["strokeWidth"] = _by_series(called, each) | quiet
-            line["mark"]["opacity"] = 0.75
-            point["encoding"]["size"] = _by_series(called, [32 * w for w in each]) | quiet
+        under = [
+            {
+                "mark": {"type": "line", "strokeWidth": wide[value], "opacity": 0.4},
+                "encoding": {"y": at_y},
+                "transform": [{"filter": {"field": "series", "equal": name}}],
+            }
+            for value, name in names.items()
+            if wide[value] > WIDTH
+        ]
     area = {"mark": {"type": "area", "opacity": 0.18}, "encoding": _ends("y", at_y)}
-    return [*([area] if band else []), line, point]
+    return [*([area] if band else []), *under, line, point]
 
 
 def _bars(

@@ -15,7 +15,7 @@ WIDTH, WIDER = 2.2, 3.2
 def widths(settings: Sequence[Mapping[Any, Mapping[Any, float]]]) -> dict[Any, float]:
     """Return the width of each line: the more later ones lie upon it, the wider.
 
-    A line lies upon an earlier one if at half of their common places, or more, they are nearer
+    A line lies upon an earlier one if at three of four common places, or more, they are nearer
     than :data:`NEAR` of the axis.
 
     Args:
@@ -28,6 +28,7 @@ def widths(settings: Sequence[Mapping[Any, Mapping[Any, float]]]) -> dict[Any, f
     for lines in settings:
         for (name, one), (later, two) in itertools.combinations(lines.items(), 2):
             common = one.keys() & two.keys()
-            if 2 * sum(abs(one[x] - two[x]) < near for x in common) >= max(len(common), 1):
+            close = sum(abs(one[x] - two[x]) < near for x in common)
+            if common and close >= 0.75 * len(common):
                 above[name].add(later)
     return {name: WIDTH + WIDER * len(upon) for name, upon in above.items()}
