@@ -29,7 +29,7 @@ def test_a_card_tells_verdict_effect_margin_and_when_to_use():
     assert record["verdict"] in html
     assert record["text"] in html
     assert "-0.2" in html.split('card-number">')[1]  # the difference itself, not counted from -2
-    assert "to hold it needs more than \u22121" in html
+    assert "holds above \u22121" in html
     assert "(n\u00a0=\u00a020)" in html
     assert "it is &lt;cheap&gt;." in html
     assert html.index("picture") < html.index("We found") < html.index("Use it when")
@@ -39,7 +39,7 @@ def test_a_card_tells_verdict_effect_margin_and_when_to_use():
 def test_a_card_says_that_blocks_disagree():
     record = judged() | {"verdict": "unstable", "pooled": "holds"}
     html = show.card({"rank": record}, PICTURE, ["rank"], use="a", avoid="b")._repr_html_()
-    assert "the two halves of the seeds disagree, together: holds" in html
+    assert "halves of the seeds disagree, together: holds" in html
 
 
 def test_a_card_may_say_a_claim_in_words_that_stand_alone():

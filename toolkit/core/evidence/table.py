@@ -139,16 +139,16 @@ def margin_text(claim: Mapping[str, Any]) -> str:
     if not start:
         return text
     beyond = f"{text} beyond {start:g}".replace("-", "\u2212")
-    return f"{beyond}: it holds with {needed_text(claim)}"
+    return f"{beyond}: holds {needed_text(claim)}"
 
 
 def needed_text(claim: Mapping[str, Any]) -> str:
-    """Return from where on a claim holds, as a reader can compare it: ``more than 0.05``.
+    """Return from where on a claim holds, as a reader can compare it: ``above 0.05``.
 
     It is the margin, counted from where the claim's effect is counted from.
     """
     start = counted_from(claim)
-    text = f"more than {start + claim['margin']:.6g}".replace("-", "\u2212")
+    text = f"above {start + claim['margin']:.6g}".replace("-", "\u2212")
     return f"{text} %" if claim["unit"] == "%" else text
 
 

@@ -70,9 +70,9 @@ def number_text(claim: Mapping[str, Any]) -> str:
     """The number behind a verdict, in words: the effect, what it needs, and what else decided."""
     part = deciding(claim)
     several = len(claim["conditions"]) > 1
-    words = _effect(part, claim, several) + f"; to hold it needs {needed_text(claim)}"
+    words = _effect(part, claim, several) + f"; holds {needed_text(claim)}"
     if claim["verdict"] == UNSTABLE:
-        return words + f"; the two halves of the seeds disagree, together: {claim['pooled']}"
+        return words + f"; halves of the seeds disagree, together: {claim['pooled']}"
     others = [p for p in claim["conditions"] if p["verdict"] == claim["verdict"]]
     if several and others and part not in others:
         words += "; but " + _effect(others[0], claim, several)
