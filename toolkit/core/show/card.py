@@ -60,9 +60,10 @@ def card(
 
 
 def _line(claim: Mapping[str, Any], text: str) -> str:
+    number = html.escape(number_text(claim)).replace("(n = ", "(n\u00a0=\u00a0")
     return (
         f"{verdict_html(claim['verdict'])} {html.escape(text)}"
-        f'<span class="card-number">{html.escape(number_text(claim))}</span>'
+        f'<span class="card-number">{number}</span>'
     )
 
 
@@ -80,9 +81,7 @@ def number_text(claim: Mapping[str, Any]) -> str:
 
 
 def _effect(part: Mapping[str, Any], claim: Mapping[str, Any], named: bool) -> str:
-    effect = found_text(part, claim["unit"], counted_from(claim)).replace(
-        "(n = ", "(n\u00a0=\u00a0"
-    )
+    effect = found_text(part, claim["unit"], counted_from(claim))
     return f"{part['name']}: {effect}" if named else effect
 
 

@@ -152,8 +152,8 @@ def _numbers(values: Any, title: str, log: bool) -> dict[str, Any]:
         axis["values"] = [short(place) for place in places]  # ticks where the results are
     elif log:  # labels of uneven places would cover each other
         axis["values"] = _ladder(places[0], places[-1])
-    scale = {"type": "log", "nice": False} if log else {"zero": False}
-    scale["padding"] = 8
+    kind = {"type": "log", "nice": False} if log else {"zero": False}
+    scale = {**kind, "padding": 8}
     return {"field": "x", "type": "quantitative", "title": title, "axis": axis, "scale": scale}
 
 
