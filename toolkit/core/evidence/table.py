@@ -136,10 +136,7 @@ def margin_text(claim: Mapping[str, Any]) -> str:
         first = first[:-1]  # 1 point, 1 nat per character
     text = " ".join([f"{claim['margin']:g}", first, *rest]).strip()
     start = counted_from(claim)
-    if not start:
-        return text
-    beyond = f"{text} beyond {start:g}".replace("-", "\u2212")
-    return f"{beyond}: holds {needed_text(claim)}"
+    return f"{text} beyond {start:g}".replace("-", "\u2212") if start else text
 
 
 def needed_text(claim: Mapping[str, Any]) -> str:
