@@ -87,8 +87,10 @@ def of_explorer(spec: dict[str, Any]) -> list[str]:
     rows = spec["data"]["values"]
     title = spec["description"][:40]
     layer = spec["layer"][0]["encoding"]
-    low, high = layer["y"]["scale"]["domain"]
-    log = layer["y"]["scale"].get("type") == "log"
+    channels = (layer[axis].get("scale", {}) for axis in "yx")  # bars may lie on their side
+    scale = next(channel for channel in channels if "domain" in channel)
+    low, high = scale["domain"]
+    log = scale.get("type") == "log"
     controls = sorted({key for key in rows[0] if re.fullmatch(r"c\d+", key)})
     first = {p["name"].removeprefix("p_"): p["value"] for p in spec["params"]}
     found = []

@@ -312,14 +312,39 @@ def bars(names, kinds):
     return layers[0]["encoding"]
 
 
-def test_bars_of_many_names_have_slanted_labels_and_one_series_a_name_is_as_wide_as_can_be():
+def test_bars_of_long_names_lie_on_their_side_and_one_series_a_name_is_as_wide_as_can_be():
     many = [f"a variant of LoRA, number {n}" for n in range(8)]
     found = bars(many, ["ours"] * 4 + ["theirs"] * 4)
-    assert found["x"]["axis"]["labelAngle"] == -40
-    assert "xOffset" not in found
+    assert (found["y"]["field"], found["x"]["field"]) == ("x", "y")
+    assert "yOffset" not in found
     few = bars(["one", "two", "one", "two"], ["ours", "ours", "theirs", "theirs"])
     assert few["x"]["axis"]["labelAngle"] == 0
     assert few["xOffset"]["field"] == "series"
+
+
+def marks_of(y):
+    rows = [(line, x, value) for line, values in y.items() for x, value in enumerate(values)]
+    frame = pd.DataFrame(rows, columns=["line", "rate", "y"]).assign(rate=lambda f: 2.0**-f.rate)
+    return show.explorer(frame, "rate", "y", "line", log_x=True, title="t", alt="a").spec["layer"]
+
+
+def test_a_line_that_another_lies_upon_is_wider():
+    series = {"under": [0, 50, 99, 90], "upon": [0.5, 50.5, 99, 60], "apart": [0, 9, 9, 9]}
+    under, lines, _ = marks_of(series)
+    assert under["mark"]["strokeWidth"] > lines["mark"]["strokeWidth"]
+    assert under["transform"] == [{"filter": {"field": "series", "equal": "under"}}]
+    assert len(marks_of({"one": [0, 50, 100], "two": [20, 70, 80]})) == 2
+
+
+def test_learning_rates_are_decimals_and_marks_have_room_at_both_ends():
+    x = marks_of({"one": [1, 2, 3]})[0]["encoding"]["x"]
+    assert x["axis"]["format"] == "~g"
+    assert x["scale"]["padding"] > 0
+
+
+def test_a_wide_logarithmic_axis_has_few_labels():
+    x = marks_of({"one": list(range(12))})[0]["encoding"]["x"]
+    assert x["axis"]["values"] == [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0]
 
 
 def test_even_numbers_get_a_slider_and_the_rest_a_list():

@@ -29,8 +29,8 @@ def test_a_card_tells_verdict_effect_margin_and_when_to_use():
     assert record["verdict"] in html
     assert record["text"] in html
     assert "-0.2" in html.split('card-number">')[1]  # the difference itself, not counted from -2
-    assert "margin 1 point beyond \u22122" in html
-    assert "(n = 20)" in html
+    assert "holds above \u22121" in html
+    assert "(n\u00a0=\u00a020)" in html
     assert "it is &lt;cheap&gt;." in html
     assert html.index("picture") < html.index("We found") < html.index("Use it when")
     assert record["text"] in repr(card)
@@ -39,7 +39,23 @@ def test_a_card_tells_verdict_effect_margin_and_when_to_use():
 def test_a_card_says_that_blocks_disagree():
     record = judged() | {"verdict": "unstable", "pooled": "holds"}
     html = show.card({"rank": record}, PICTURE, ["rank"], use="a", avoid="b")._repr_html_()
-    assert "blocks of seeds disagree, all together: holds" in html
+    assert "halves of the seeds disagree, together: holds" in html
+
+
+def test_a_card_may_say_a_claim_in_words_that_stand_alone():
+    lines = {"rank": "On digits a higher rank helps."}
+    html = show.card({"rank": judged()}, PICTURE, lines, use="a", avoid="b")._repr_html_()
+    assert "On digits a higher rank helps." in html
+    assert judged()["text"] not in html
+
+
+def test_a_card_shows_the_condition_that_made_the_verdict():
+    record = judged()
+    other = record["conditions"][0] | {"name": "texts", "verdict": "refuted here", "decides": False}
+    decides = record["conditions"][0] | {"decides": True, "verdict": "holds"}
+    record |= {"verdict": "refuted here", "conditions": [decides, other]}
+    html = show.card({"rank": record}, PICTURE, ["rank"], use="a", avoid="b")._repr_html_()
+    assert "; but texts: " in html
 
 
 def test_a_card_refuses_unknown_claims_and_too_many():
@@ -67,6 +83,13 @@ def test_costs_in_kilobytes_and_multiples():
     assert '<td data-label="gradients and optimiser (kB)">12</td>' in html
     with pytest.raises(KeyError, match="is no arm"):
         show.costs({"LoRA": one}, "full")
+
+
+def test_columns_of_words_are_told_from_columns_of_numbers():
+    rows = {"a": ["+0.1 [-0.2, 0.3]", "two"], "b": ["\u2013", "3"]}
+    html = show.table("x", ["number", "words"], rows)._repr_html_()
+    assert html.count('class="words"') == 3
+    assert '<td data-label="number">' in html
 
 
 def test_a_table_with_a_cell_missing_is_refused():

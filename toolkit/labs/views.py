@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from toolkit.core.adapt.put import adapt
-from toolkit.core.evidence.intervals import interval
+from toolkit.core.evidence.intervals import Interval, interval
 
 
 def gain_share(runs: Any, judged: str, of: float) -> Any:
@@ -40,6 +40,46 @@ def gain_share(runs: Any, judged: str, of: float) -> Any:
             "low": end.low if known else share.mean(), "high": end.high if known else share.mean(),
         })  # fmt: skip
     return pd.DataFrame(rows).sort_values("trained", ignore_index=True)
+
+
+def paired(runs: Any, judged: str, ours: str, theirs: str) -> Interval:
+    """One arm minus another, seed by seed, with its 95 % interval."""
+    by_arm = runs.pivot(index="seed", columns="arm", values=judged)
+    return interval((by_arm[ours] - by_arm[theirs]).dropna())
+
+
+def bracketed(end: Interval, digits: int, sign: str = "+") -> str:
+    """A difference with its interval as text: ``+0.035 [+0.031, +0.040]``.
+
+    Args:
+        end: As :func:`paired` gives it.
+        digits: Decimals.
+        sign: ``"+"`` to show both signs, ``""`` for minus only.
+    """
+    low, middle, high = (round(v, digits) + 0.0 for v in (end.low, end.estimate, end.high))
+    return f"{middle:{sign}.{digits}f} [{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]"
+
+
+def compared(end: Interval, better: str, margin: float) -> str:
+    """What a difference says, in words that follow its interval and not its mean.
+
+    Args:
+        end: Our arm minus the other.
+        better: ``"less"`` or ``"more"``: which is good.
+        margin: The smallest difference that matters.
+
+    Returns:
+        "better than" or "worse than" if all of the interval lies beyond the margin, "perhaps only
+        slightly" so if it lies beyond 0, "as good as" within the margins, else "not told apart
+        from".
+    """
+    low, high = (-end.high, -end.low) if better == "less" else (end.low, end.high)
+    if -margin < low and high < margin:
+        return "as good as"
+    if low <= 0 <= high:
+        return "not told apart from"
+    word = "better than" if low > 0 else "worse than"
+    return word if min(abs(low), abs(high)) > margin else f"perhaps only slightly {word}"
 
 
 def means(runs: Any, judged: str, arms: Sequence[str]) -> dict[str, float]:

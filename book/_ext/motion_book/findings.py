@@ -96,17 +96,12 @@ def card_html(name: str, uri: str, claim: Mapping[str, Any], source: str, words:
         source: of the picture, as data.
         words: its alternative text.
     """
-    from toolkit.core.evidence.table import counted_from, found_text, margin_text, verdict_html
-    from toolkit.core.show.card import deciding
+    from toolkit.core.evidence.table import verdict_html
+    from toolkit.core.show.card import number_text
 
-    part = deciding(claim)
-    number = found_text(part, claim["unit"], counted_from(claim))
-    if len(claim["conditions"]) > 1:
-        number = f"{part['name']}: {number}"
     return (
         f'<section class="finding"><h3><a href="{html.escape(uri)}">{html.escape(name)}</a></h3>'
         f'<img src="{source}" alt="{html.escape(words)}">'
         f"<p>{verdict_html(claim['verdict'])} {html.escape(claim['text'])} "
-        f'<span class="card-number">{html.escape(number)}, margin '
-        f"{html.escape(margin_text(claim))}</span></p></section>"
+        f'<span class="card-number">{html.escape(number_text(claim))}</span></p></section>'
     )

@@ -289,7 +289,7 @@ class Fact:
         if self.value is None:
             return ""
         whole = float(self.value).is_integer() and abs(self.value) < 1e15
-        shown = f"{int(self.value):,}" if whole else f"{self.value:.6g}"
+        shown = f"{int(self.value):,}" if whole else f"{self.value:.3g}"
         return f"{shown} {self.unit}".strip()
 
     def record(self) -> dict[str, object]:

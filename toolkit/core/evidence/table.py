@@ -8,6 +8,7 @@ keep it a table for screen readers.
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -67,7 +68,8 @@ def found_text(part: Mapping[str, Any], unit: str, than: float = 0.0) -> str:
         return "no result"
     known = (part[field] for field in ("estimate", "low", "high"))
     ends = (None if end is None else end + than for end in known)
-    return Interval(*ends, *(part[field] for field in ("n", "level", "method"))).text(unit)
+    text = Interval(*ends, *(part[field] for field in ("n", "level", "method"))).text(unit)
+    return re.sub(r"-(0(?:\.0*)?)(?=[\],\s]|$)", r"\1", text)  # what rounds to 0 has no sign
 
 
 def counted_from(claim: Mapping[str, Any]) -> float:
@@ -135,6 +137,16 @@ def margin_text(claim: Mapping[str, Any]) -> str:
     text = " ".join([f"{claim['margin']:g}", first, *rest]).strip()
     start = counted_from(claim)
     return f"{text} beyond {start:g}".replace("-", "\u2212") if start else text
+
+
+def needed_text(claim: Mapping[str, Any]) -> str:
+    """Return from where on a claim holds, as a reader can compare it: ``above 0.05``.
+
+    It is the margin, counted from where the claim's effect is counted from.
+    """
+    start = counted_from(claim)
+    text = f"above {start + claim['margin']:.6g}".replace("-", "\u2212")
+    return f"{text} %" if claim["unit"] == "%" else text
 
 
 def marks(claim: Mapping[str, Any]) -> list[str]:

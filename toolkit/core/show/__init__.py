@@ -2,7 +2,7 @@
 
 >>> from toolkit.core import show
 >>> show.label("full")
-'full fine-tuning'
+'full training'
 """
 
 from toolkit.core.show.card import card

@@ -6,7 +6,7 @@ import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from toolkit.core.evidence.table import counted_from, found_text, margin_text, verdict_html
+from toolkit.core.evidence.table import counted_from, found_text, needed_text, verdict_html
 from toolkit.core.evidence.verdicts import UNSTABLE
 from toolkit.core.show.figures import Html
 
@@ -16,20 +16,22 @@ MOST_LINES = 3
 def card(
     claims: Mapping[str, Mapping[str, Any]],
     picture: Any,
-    lines: Sequence[str],
+    lines: Sequence[str] | Mapping[str, str],
     *,
     use: str,
     avoid: str,
 ) -> Html:
     """Return the card of a chapter: the picture beside what was found, and when to use the method.
 
-    Each line is generated from a judged claim: the verdict, the claim's own words, and the effect
-    of its deciding condition with interval, margin and seeds.
+    Each line is generated from a judged claim: the verdict, the claim in words, the effect of its
+    deciding condition with interval and seeds, and what it needs to hold. Where another condition
+    made the verdict, that one stands beside it.
 
     Args:
         claims: Judged claims by id, as a lab's results hold them; at scale ``ci`` not judged.
         picture: An explorer or figure whose first view makes the point.
-        lines: Ids of three claims at most.
+        lines: Ids of three claims at most; with words for each where a claim's own, read without
+            the rest of its table, would not be understood.
         use: When to use the method, after the words "Use it when".
         avoid: When not to, after the words "Not when".
 
@@ -42,7 +44,10 @@ def card(
     missing = [name for name in lines if name not in claims]
     if missing:
         raise KeyError(f"no claim {missing[0]!r}; there are {sorted(claims)}")
-    found = "".join(f"<li>{_line(claims[name])}</li>" for name in lines)
+    said = {name: claims[name]["text"] for name in lines}
+    if isinstance(lines, Mapping):
+        said |= lines
+    found = "".join(f"<li>{_line(claims[name], text)}</li>" for name, text in said.items())
     body = (
         '<section class="card-first" aria-label="What this chapter found">'
         f'<div class="card-picture">{picture._repr_html_()}</div>'
@@ -50,22 +55,34 @@ def card(
         f"<p><strong>Use it when</strong> {html.escape(use)}</p>"
         f"<p><strong>Not when</strong> {html.escape(avoid)}</p></div></section>"
     )
-    words = "; ".join(f"{claims[name]['text']} {claims[name]['verdict']}" for name in lines)
+    words = "; ".join(f"{text} {claims[name]['verdict']}" for name, text in said.items())
     return Html(body, f"We found: {words}. Use it when {use} Not when {avoid}")
 
 
-def _line(claim: Mapping[str, Any]) -> str:
-    part = deciding(claim)
-    number = found_text(part, claim["unit"], counted_from(claim))
-    if len(claim["conditions"]) > 1:
-        number = f"{part['name']}: {number}"
-    words = f"{number}, margin {margin_text(claim)}"
-    if claim["verdict"] == UNSTABLE:
-        words += f"; blocks of seeds disagree, all together: {claim['pooled']}"
+def _line(claim: Mapping[str, Any], text: str) -> str:
+    number = html.escape(number_text(claim)).replace("(n = ", "(n\u00a0=\u00a0")
     return (
-        f"{verdict_html(claim['verdict'])} {html.escape(claim['text'])}"
-        f'<span class="card-number">{html.escape(words)}</span>'
+        f"{verdict_html(claim['verdict'])} {html.escape(text)}"
+        f'<span class="card-number">{number}</span>'
     )
+
+
+def number_text(claim: Mapping[str, Any]) -> str:
+    """The number behind a verdict, in words: the effect, what it needs, and what else decided."""
+    part = deciding(claim)
+    several = len(claim["conditions"]) > 1
+    words = _effect(part, claim, several) + f"; holds {needed_text(claim)}"
+    if claim["verdict"] == UNSTABLE:
+        return words + f"; halves of the seeds disagree, together: {claim['pooled']}"
+    others = [p for p in claim["conditions"] if p["verdict"] == claim["verdict"]]
+    if several and others and part not in others:
+        words += "; but " + _effect(others[0], claim, several)
+    return words
+
+
+def _effect(part: Mapping[str, Any], claim: Mapping[str, Any], named: bool) -> str:
+    effect = found_text(part, claim["unit"], counted_from(claim))
+    return f"{part['name']}: {effect}" if named else effect
 
 
 def deciding(claim: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from toolkit.core.show.figures import BASELINES, CYCLE, colour, label
+from toolkit.core.show.overlap import WIDTH, widths
 
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right")
 CROWDED = 60
-"""So many letters of all names under bars need slanted labels."""
+"""So many letters of all names do not fit under bars: the bars lie on their side."""
 
 
 def series_look(
@@ -80,99 +82,144 @@ def layers(
     y: str,
     band: tuple[str, str] | None,
     series: str | None,
+    controls: list[str],
     title_of: Mapping[str, str],
-    names: list[str],
-    hues: list[str],
+    names: Mapping[Any, str],
+    hues: Mapping[str, str],
     log_x: bool,
     log_y: bool,
 ) -> list[dict[str, Any]]:
     """Return the marks: band, line and points over numbers; bars with rules over names."""
     numeric = not isinstance(frame[x].iloc[0], (str, bool))
-    ends = frame[[y, *(band or ())]].to_numpy(dtype=float)
-    low, high = float(ends.min()), float(ends.max())
-    room = 0.0 if log_y else 0.05 * (high - low or abs(high) or 1.0)
-    scale_y: dict[str, Any] = {
-        "domain": [low - room, high + room],
-        "nice": True,
-        **({"type": "log"} if log_y else {"zero": False}),
+    at_y: dict[str, Any] = {
+        "field": "y",
+        "type": "quantitative",
+        "title": title_of["y"],
+        "scale": _range(frame[[y, *(band or ())]].to_numpy(dtype=float), numeric, log_y),
     }
-    if not numeric and not log_y:
-        scale_y = {"domain": [min(0.0, low - room), max(0.0, high + room)], "nice": True}
-    at_x: dict[str, Any] = {
-        "field": "x",
-        "type": "quantitative" if numeric else "nominal",
-        "title": title_of["x"],
-        "axis": {"labelAngle": 0},
-    }
-    places = sorted(frame[x].unique().tolist())
-    if numeric:
-        wide = log_x and places[-1] >= 100 * places[0]
-        if wide:  # ticks at powers of ten: labels of uneven places would cover each other
-            at_x["axis"]["format"] = "~s"
-        elif len(places) <= 10:  # ticks where the results are
-            at_x["axis"]["values"] = [short(place) for place in places]
-        at_x["scale"] = {"type": "log", "nice": False} if log_x else {"zero": False}
-    else:
-        at_x["sort"] = None
-        if sum(map(len, map(str, places))) > CROWDED:
-            at_x["axis"] |= {"labelAngle": -40, "labelLimit": 130}
-    at_y = {"field": "y", "type": "quantitative", "title": title_of["y"], "scale": scale_y}
     tips = [
         {"field": f, "title": title_of[f]}
         for f in ("series", "x", "y", "low", "high")
         if f in title_of
     ]
-    encode: dict[str, Any] = {"x": at_x}
+    encode: dict[str, Any] = {}
     if series:
-        encode["color"] = {
-            "field": "series",
-            "type": "nominal",
-            "title": None,
-            "scale": {"domain": names, "range": hues},
-        }
-        if not numeric and frame.groupby(x)[series].nunique().max() > 1:
-            encode["xOffset"] = {"field": "series", "sort": names}
-    made: list[dict[str, Any]] = []
-    ends_of = {
-        "y": {"field": "low", "type": "quantitative", "title": title_of["y"], "scale": scale_y},
-        "y2": {"field": "high"},
-    }
+        encode["color"] = _by_series(list(hues), list(hues.values())) | {"title": None}
     if numeric:
-        if band:
-            made.append({"mark": {"type": "area", "opacity": 0.18}, "encoding": ends_of})
-        shape = (
-            {}
-            if not series
-            else {
-                "shape": {
-                    "field": "series",
-                    "title": None,
-                    "scale": {
-                        "domain": names,
-                        "range": list(itertools.islice(itertools.cycle(SHAPES), len(names))),
-                    },
-                }
-            }
-        )
-        made.append({"mark": {"type": "line", "strokeWidth": 2.2}, "encoding": {"y": at_y}})
-        made.append(
-            {
-                "mark": {"type": "point", "filled": True, "size": 70, "opacity": 1},
-                "encoding": {"y": at_y, "tooltip": tips, **shape},
-            }
-        )
+        encode["x"] = _numbers(frame[x], title_of["x"], log_x)
+        made = _lines(frame, x, y, band, series, controls, at_y, tips, names)
     else:
-        made.append({"mark": {"type": "bar"}, "encoding": {"y": at_y, "tooltip": tips}})
-        if band:
-            made.append(
-                {
-                    "mark": {"type": "rule", "strokeWidth": 2, "color": "#1a1a1a"},
-                    "encoding": {**ends_of, "color": {"value": "#1a1a1a"}},
-                }
-            )
+        long = sum(map(len, map(str, frame[x].unique()))) > CROWDED  # then bars lie on their side
+        along, across = ("x", "y") if long else ("y", "x")
+        title = None if long else title_of["x"]
+        order = frame[x].unique().tolist()
+        encode[across] = {"field": "x", "type": "nominal", "title": title, "sort": order}
+        # room for the longest name of all settings, as the first one sets the margin
+        room = min(150, 7 * max(len(str(name)) for name in order))
+        side = {"labelLimit": 150, "minExtent": room}
+        encode[across]["axis"] = side if long else {"labelAngle": 0}
+        if series and frame.groupby(x)[series].nunique().max() > 1:
+            encode[f"{across}Offset"] = {"field": "series", "sort": list(hues)}
+        made = _bars(along, at_y, tips, band)
     for layer in made:
         layer["encoding"] = {**encode, **layer["encoding"]}
     return made
+
+
+def _by_series(names: list[str], values: list[Any]) -> dict[str, Any]:
+    return {"field": "series", "type": "nominal", "scale": {"domain": names, "range": values}}
+
+
+def _range(ends: Any, numeric: bool, log: bool) -> dict[str, Any]:
+    """The scale of the results: all of them with some room, and 0 where bars stand on it."""
+    low, high = float(ends.min()), float(ends.max())
+    if log:
+        return {"domain": [low, high], "nice": True, "type": "log"}
+    room = 0.05 * (high - low or abs(high) or 1.0)
+    low, high = low - room, high + room
+    if numeric:
+        return {"domain": [low, high], "nice": True, "zero": False}
+    return {"domain": [min(0.0, low), max(0.0, high)], "nice": True}
+
+
+def _numbers(values: Any, title: str, log: bool) -> dict[str, Any]:
+    """A horizontal axis of numbers, with room for the marks at both ends."""
+    places = sorted(values.unique().tolist())
+    axis: dict[str, Any] = {"labelAngle": 0}
+    if log:  # 10k reads well, but 10m is no learning rate
+        axis["format"] = "~s" if places[-1] >= 1000 else "~g"
+    if len(places) <= 10 and not (log and places[-1] >= 100 * places[0]):
+        axis["values"] = [short(place) for place in places]  # ticks where the results are
+    elif log:  # labels of uneven places would cover each other
+        axis["values"] = _ladder(places[0], places[-1])
+    kind = {"type": "log", "nice": False} if log else {"zero": False}
+    scale = {**kind, "padding": 8}
+    return {"field": "x", "type": "quantitative", "title": title, "axis": axis, "scale": scale}
+
+
+def _ladder(low: float, high: float) -> list[float]:
+    """1 and 3 times each power of ten between two numbers."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    steps = (short(float(step * 10.0**power)) for power in powers for step in (1, 3))
+    return [step for step in steps if low <= step <= high]
+
+
+def _lines(
+    frame: Any,
+    x: str,
+    y: str,
+    band: tuple[str, str] | None,
+    series: str | None,
+    controls: list[str],
+    at_y: dict[str, Any],
+    tips: list[dict[str, Any]],
+    names: Mapping[Any, str],
+) -> list[dict[str, Any]]:
+    """Bands, lines and points; a line that others lie upon is wider than they."""
+    line: dict[str, Any] = {"mark": {"type": "line", "strokeWidth": WIDTH}, "encoding": {"y": at_y}}
+    point: dict[str, Any] = {
+        "mark": {"type": "point", "filled": True, "size": 70, "opacity": 1},
+        "encoding": {"y": at_y, "tooltip": tips},
+    }
+    under: list[dict[str, Any]] = []
+    if series:
+        called = list(names.values())
+        shapes = list(itertools.islice(itertools.cycle(SHAPES), len(called)))
+        point["encoding"]["shape"] = _by_series(called, shapes) | {"title": None}
+        parts = [part for _, part in frame.groupby(controls)] if controls else [frame]
+        wide = widths([
+            {n: rows.set_index(x)[y].to_dict() for n, rows in part.groupby(series, sort=False)}
+            for part in parts
+        ])  # fmt: skip
+        under = [
+            {
+                "mark": {"type": "line", "strokeWidth": wide[value], "opacity": 0.4},
+                "encoding": {"y": at_y},
+                "transform": [{"filter": {"field": "series", "equal": name}}],
+            }
+            for value, name in names.items()
+            if wide[value] > WIDTH
+        ]
+    area = {"mark": {"type": "area", "opacity": 0.18}, "encoding": _ends("y", at_y)}
+    return [*([area] if band else []), *under, line, point]
+
+
+def _bars(
+    along: str,
+    at_y: dict[str, Any],
+    tips: list[dict[str, Any]],
+    band: tuple[str, str] | None,
+) -> list[dict[str, Any]]:
+    bar = {"mark": {"type": "bar"}, "encoding": {along: at_y, "tooltip": tips}}
+    rule = {
+        "mark": {"type": "rule", "strokeWidth": 2, "color": "#1a1a1a"},
+        "encoding": {**_ends(along, at_y), "color": {"value": "#1a1a1a"}},
+    }
+    return [bar, *([rule] if band else [])]
+
+
+def _ends(along: str, at_y: dict[str, Any]) -> dict[str, Any]:
+    return {along: at_y | {"field": "low"}, f"{along}2": {"field": "high"}}
 
 
 def config() -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from toolkit.core.evidence.intervals import interval
 from toolkit.core.show.figures import Html, colour, figure, house, label, look
+from toolkit.core.show.overlap import WIDTH, widths
 
 
 def curves(
@@ -42,6 +43,9 @@ def curves(
             line = look(name) if name != "nothing" else {"color": "#BBBBBB", "linestyle": ":"}
             ax.axhline(runs[y].mean(), color=line["color"], linestyle=line["linestyle"],
                        label=names.get(name) or label(name))  # fmt: skip
+        drawn = [name for name in names if name not in levels]
+        means = table[table[arm].isin(drawn)].groupby([arm, x])[y].mean()
+        wide = widths([{n: means[n].to_dict() for n in drawn if n in means}])
         marks = zip("osD^vP", ("-", "--", "-.", ":", "-", "--"), strict=True)
         for (name, title), (mark, dash) in zip(
             ((n, t) for n, t in names.items() if n not in levels), marks, strict=False
@@ -53,8 +57,10 @@ def curves(
             below = [end.estimate - end.low for end in ends]
             above = [end.high - end.estimate for end in ends]
             hue = colour(name) if _house(name) else None
+            more = wide.get(name, WIDTH) - WIDTH  # where another line lies upon this one
             ax.errorbar(places, middle, (below, above), marker=mark, linestyle=dash, color=hue,
-                        capsize=3, label=title)  # fmt: skip
+                        capsize=3, label=title, linewidth=2 + 1.2 * more, elinewidth=2,
+                        markersize=6 + 1.2 * more, alpha=0.55 if more else 1)  # fmt: skip
         if log_x:
             ax.set_xscale("log", base=log_x)
         places = sorted(table[~table[arm].isin(levels)][x].unique())
@@ -106,6 +112,7 @@ def dots(
             ax.set_yticks(range(len(shown[title])), [names[n] for n in reversed(shown[title])])
             ax.set(xlabel=title, ylim=(-0.6, len(shown[title]) - 0.4))
             ax.grid(axis="y", visible=False)
+        fig.get_layout_engine().set(h_pad=0.12)  # the title of an axis belongs to its own panel
         return figure(fig, alt)
 
 

@@ -25,6 +25,22 @@
     return window.explorerLoading;
   }
 
+  // What a move of a control shows, in words, for who does not see the chart.
+  function say(block, view, spec) {
+    const number = (value) => Number(value.toPrecision(3)).toString();
+    const chosen = spec.params.map((param) => view.signal(param.name));
+    const rows = spec.data.values.filter((row) => chosen.every((value, i) =>
+      typeof value === "number" ? Math.abs(row["c" + i] - value) < 1e-6 * (Math.abs(value) + 1)
+        : row["c" + i] === value));
+    const lines = new Map();
+    for (const row of rows) lines.set(row.series, [...(lines.get(row.series) || []), row.y]);
+    const words = [...lines].map(([name, values]) => (name === undefined ? "" : name + " ") +
+      "from " + number(Math.min(...values)) + " to " + number(Math.max(...values)));
+    block.querySelector(".explorer-said").textContent =
+      spec.params.map((param, i) => param.bind.name + " " + chosen[i]).join(", ") + ": " +
+      words.join("; ");
+  }
+
   async function draw(block) {
     const table = block.querySelector(".explorer-table");
     const chart = block.querySelector(".explorer-chart");
@@ -40,6 +56,8 @@
         config: { numberFormat: "~f" },  // a count reads 3, not 3.0
       });
       block.explorerView = result.view;
+      for (const param of spec.params || [])
+        result.view.addSignalListener(param.name, () => say(block, result.view, spec));
       // Vega listens to the window only; a chart drawn in a hidden container must follow that too.
       let width = chart.clientWidth;
       new ResizeObserver(() => {

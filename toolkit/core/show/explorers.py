@@ -51,6 +51,7 @@ class Explorer:
             'color:#1a1a1a;border:1px solid #d0d0d0;border-radius:6px;padding:.8em 1em">'
             f'<p class="explorer-title"><strong>{name}</strong></p>'
             '<div class="explorer-controls"></div><div class="explorer-chart"></div>'
+            '<p class="explorer-said" role="status" aria-live="polite"></p>'
             f'<p class="explorer-alt"><small>{html.escape(self.alt)}</small></p>'
             f'<script type="application/json" class="explorer-spec">{data}</script>'
             '<details class="explorer-table" open><summary>The numbers as a table</summary>'
@@ -101,7 +102,8 @@ def explorer(
 
     Args:
         frame: Tidy DataFrame: one row for each position of the controls, series and ``x``.
-        x: Column along the horizontal axis; text makes bars of it, numbers make lines.
+        x: Column along the horizontal axis; text makes bars of it, which lie on their side where
+            names are long, numbers make lines.
         y: Column of finite numbers along the vertical axis. Its range stays the same whatever the
             controls say, so that a change is seen as one.
         series: Column that tells the lines apart. Slugs of methods and baselines get their colour
@@ -163,9 +165,7 @@ def explorer(
         )
         spec["params"].append(param)
         spec["transform"].append({"filter": test})
-    spec["layer"] = layers(
-        frame, x, y, band, series, title_of, list(hues), list(hues.values()), log_x, log_y
-    )
+    spec["layer"] = layers(frame, x, y, band, series, controls, title_of, names, hues, log_x, log_y)
     return Explorer(spec, _table(frame, columns, labels, series, names, title), title, alt)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 # Baselines that many chapters share: colour, label, marker, dash pattern.
 BASELINES = {
-    "full": ("#000000", "full fine-tuning", "s", "--"),
+    "full": ("#000000", "full training", "s", "--"),
     "frozen": ("#7F7F7F", "frozen", "x", ":"),
     "head": ("#7F7F7F", "head only", "x", ":"),
     "random": ("#999933", "random", "v", "-."),

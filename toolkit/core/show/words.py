@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -52,8 +53,13 @@ def costs(rows: Mapping[str, Mapping[str, float]], unit: str) -> Html:
     return table("arm", titles, made)
 
 
+def _number(cell: Any) -> bool:
+    """Whether a cell is a number, an interval or empty: such columns are set to the right."""
+    return not re.search(r"[^\W\d_]", str(cell))
+
+
 def table(first: str, titles: list[str], rows: Mapping[str, list[Any]]) -> Html:
-    """Return a table with a heading for every row and column.
+    """Return a table with a heading for every row and column: numbers to the right, words left.
 
     Args:
         first: Title of the column of row headings.
@@ -62,12 +68,17 @@ def table(first: str, titles: list[str], rows: Mapping[str, list[Any]]) -> Html:
     """
     if short := [name for name, cells in rows.items() if len(cells) != len(titles)]:
         raise ValueError(f"row {short[0]!r} has not {len(titles)} cells")
-    head = "".join(f'<th scope="col">{html.escape(title)}</th>' for title in [first, *titles])
+    worded = [not all(map(_number, column)) for column in zip(*rows.values(), strict=True)]
+    marks = ["", *(' class="words"' if words else "" for words in worded)]
+    head = "".join(
+        f'<th scope="col"{mark}>{html.escape(title)}</th>'
+        for mark, title in zip(marks, [first, *titles], strict=True)
+    )
     body = "".join(
         f'<tr><th scope="row">{html.escape(name)}</th>'
         + "".join(
-            f'<td data-label="{html.escape(title)}">{html.escape(str(cell))}</td>'
-            for title, cell in zip(titles, cells, strict=True)
+            f'<td data-label="{html.escape(title)}"{mark}>{html.escape(str(cell))}</td>'
+            for mark, title, cell in zip(marks[1:], titles, cells, strict=True)
         )
         + "</tr>"
         for name, cells in rows.items()
