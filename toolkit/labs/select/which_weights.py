@@ -29,6 +29,8 @@ ENTRIES = (*DRAWN, *INFORMED)
 BUDGETS = (85, 255, 850)
 """Weights that may move on small digits, of 16,320: 0.5, 1.6 and 5.2 per cent."""
 MIDDLE = 255
+PAIR = ("images", "abstracts")
+"""The tasks on which as many biases and numbers of LoRA can be compared."""
 
 
 def _asked(*choices: str) -> dict[str, dict[str, Any]]:
@@ -204,16 +206,15 @@ def judge(found: Found) -> dict[str, dict[str, Measured]]:
     def best(task: str, among: Iterable[str]) -> str:
         return chosen(found, task, [at(task, arm) for arm in among])
 
-    pair = ("images", "abstracts")
     return {
         "data-random": {TITLES[t]: gain(t, best(t, INFORMED), at(t, "random")) for t in ARMS},
         "small-random": {TITLES[t]: gain(t, at(t, "smallest"), at(t, "random")) for t in ARMS},
         "again": {
             TITLES[t]: gain(t, at(t, "id3"), at(t, "static")) for t in ("images", "digits")
         },
-        "entries-lora": {TITLES[t]: gain(t, best(t, ENTRIES), "lora") for t in pair},
-        "entries-forget": {TITLES[t]: lost(t, best(t, ENTRIES), "lora") for t in pair},
-        "random-forgets": {TITLES[t]: lost(t, "random", "fisher") for t in pair},
+        "entries-lora": {TITLES[t]: gain(t, best(t, ENTRIES), "lora") for t in PAIR},
+        "entries-forget": {TITLES[t]: lost(t, best(t, ENTRIES), "lora") for t in PAIR},
+        "random-forgets": {TITLES[t]: lost(t, "random", "fisher") for t in PAIR},
     }  # fmt: skip
 
 
