@@ -232,16 +232,12 @@ def facts(found: Found) -> list[Fact]:
         set(tables[task][tables[task].choice.isin(("biases", "lora"))].trained) == {count}
         for task, count in wanted.items()
     )
-    snella = tables["images"][tables["images"].choice == "snella"]
-    over = snella.changed.max() / wanted["images"]
     return [
         Fact("entries", "Every choice of single entries trains exactly its budget, in every run.",
              trained),
         Fact("changed", "None of them changes an entry more than that.", changed),
         Fact("equal", "There are as many biases, and as many numbers in LoRA.", same,
              wanted["images"], "numbers on turned MNIST"),
-        Fact("snella", "SNELLA leaves no more entries changed than that.", bool(over <= 1),
-             int(snella.changed.max()), "entries"),
     ]  # fmt: skip
 
 
