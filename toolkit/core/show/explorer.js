@@ -25,6 +25,24 @@
     return window.explorerLoading;
   }
 
+  // What a control was set to is said to those who do not see the chart change.
+  function announce(block) {
+    const status = document.createElement("p");
+    status.setAttribute("aria-live", "polite");
+    Object.assign(status.style, {
+      position: "absolute", width: "1px", height: "1px", overflow: "hidden", clipPath: "inset(50%)",
+    });
+    block.appendChild(status);
+    const controls = block.querySelector(".explorer-controls");
+    controls.addEventListener("change", () => {
+      const set = [...controls.querySelectorAll("select, input")].map((control) => {
+        const name = control.closest("label") || control.parentElement;
+        return name.firstChild.textContent.trim() + " " + control.value;
+      });
+      status.textContent = "Shown now: " + set.join(", ");
+    });
+  }
+
   async function draw(block) {
     const table = block.querySelector(".explorer-table");
     const chart = block.querySelector(".explorer-chart");
@@ -40,6 +58,7 @@
         config: { numberFormat: "~f" },  // a count reads 3, not 3.0
       });
       block.explorerView = result.view;
+      announce(block);
       // Vega listens to the window only; a chart drawn in a hidden container must follow that too.
       let width = chart.clientWidth;
       new ResizeObserver(() => {
