@@ -8,6 +8,7 @@ write themselves.
 - :mod:`motion_book.marks`: a line on pages whose numbers were measured with earlier code.
 - :mod:`motion_book.practice`: buttons that lead to a chapter's practice notebook.
 - :mod:`motion_book.tables`: the directive ``method-map``.
+- :mod:`motion_book.heads`: scopes and labels in the tables that Sphinx writes.
 - :mod:`motion_book.ledger`: the directive ``claims-ledger``.
 - :mod:`motion_book.beds`: the directive ``bed-tables``.
 - :mod:`motion_book.findings`: the directive ``findings``.
@@ -32,6 +33,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
         assets,
         beds,
         findings,
+        heads,
         ledger,
         light,
         marks,
@@ -48,6 +50,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     practice.setup(app)
     repository.setup(app)
     tables.setup(app)
+    heads.setup(app)
     ledger.setup(app)
     light.setup(app)
     beds.setup(app)
