@@ -14,7 +14,7 @@ from sphinx.application import Sphinx
 
 TABLE = re.compile(r"<table\b.*?</table>", re.DOTALL)
 WIDE = 4
-"""From this number of columns on, a table falls into cards on a phone."""
+"""From this number of columns on, or of class ``stacks``, a table falls into cards on a phone."""
 
 
 def setup(app: Sphinx) -> None:
@@ -41,12 +41,14 @@ def labelled(table: str) -> str:
     for head in heads:
         head["scope"] = "col"
     words = [head.get_text(" ", strip=True) for head in heads]
-    if len(words) >= WIDE:
-        soup.table["class"] = [*soup.table.get("class", []), "stacks"]
+    kinds = soup.table.get("class", [])
+    wide = len(words) >= WIDE or "stacks" in kinds
+    if wide:
+        soup.table["class"] = list(dict.fromkeys([*kinds, "stacks"]))
     for row in soup.select("tbody tr"):
         for word, cell in zip(words, row.find_all(["td", "th"], recursive=False), strict=False):
             if cell.name == "th":
                 cell["scope"] = "row"
-            elif len(words) >= WIDE:
+            elif wide:
                 cell["data-label"] = word
     return str(soup)

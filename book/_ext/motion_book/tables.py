@@ -14,7 +14,7 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 BOOK = "book"
-MAP_HEAD = ("Method", "What it does", "Numbers trained per layer", "In use")
+MAP_HEAD = ("Method", "What it does", "Numbers trained per layer")
 
 
 def setup(app: Sphinx) -> None:
@@ -45,9 +45,9 @@ class MethodMap(SphinxDirective):
         what = importlib.import_module(f"toolkit.{part}").__doc__ or ""
         line = nodes.paragraph("", "", nodes.strong("", part), nodes.Text(f": {what.strip()}"))
         box = nodes.container(classes=["table-scroll", "method-map"])
-        table = nodes.table(classes=["method-map-table"])
+        table = nodes.table(classes=["method-map-table", "stacks"])
         group = nodes.tgroup(cols=len(MAP_HEAD))
-        group += [nodes.colspec(colwidth=width) for width in (20, 40, 20, 20)]
+        group += [nodes.colspec(colwidth=width) for width in (20, 50, 30)]
         head = nodes.thead("", _row([[nodes.paragraph("", name)] for name in MAP_HEAD]))
         body = nodes.tbody("", *(_row(self._cells(entry)) for entry in entries))
         group += [head, body]
@@ -64,11 +64,12 @@ class MethodMap(SphinxDirective):
 
         start = "starts at the base" if entry.zero_init else "does not start at the base"
         merge = "can be merged" if entry.mergeable else "cannot be merged"
+        use = f"{start}; {merge}; extra work at inference: {entry.inference}"
+        below = nodes.paragraph("", use, classes=["method-sources"])
         return [
             self._name(entry),
-            text(entry.acts_on) + formula(entry.equation),
+            [*text(entry.acts_on), *formula(entry.equation), below],
             formula(entry.count),
-            text(f"{start}; {merge}; extra work at inference: {entry.inference}"),
         ]
 
     def _name(self, entry: Any) -> list[nodes.Node]:
