@@ -108,7 +108,7 @@ def test_map_lists_the_catalogue_and_links_its_chapters(browser, toy):
         rows = seen.page.locator(".method-map tbody tr")
         shown = [entry for entry in catalogue() if entry.chapter]  # baselines have none
         assert rows.count() == len(shown)
-        text = seen.page.locator(".method-map").inner_text()
+        text = " ".join(seen.page.locator(".method-map").all_inner_texts())
         assert all(entry.title in text for entry in shown)
         seen.page.get_by_role("link", name="LoRA", exact=True).click()
         seen.page.wait_for_url(f"**/{CHAPTER}")
@@ -128,6 +128,14 @@ def test_on_a_phone_the_map_is_cards_whose_labels_are_the_heads(browser, toy):
         found = seen.page.evaluate(told)
     assert found["over"] <= 0
     assert found["labels"] == ["none", *(f'"{name}"' for name in found["heads"][1:])]
+
+
+def test_on_a_wide_screen_no_part_of_the_map_is_cut_off(browser, toy):
+    over = """() => [...document.querySelectorAll(".method-map table")].map(
+      (table) => table.scrollWidth - table.parentElement.clientWidth)"""
+    with visit(browser, toy, "book/map.html", 1400) as seen:
+        found = seen.page.evaluate(over)
+    assert max(found) <= 0, found
 
 
 def test_launch_buttons_follow_the_repository_address(browser, toy):

@@ -9,6 +9,7 @@ write themselves.
 - :mod:`motion_book.practice`: buttons that lead to a chapter's practice notebook.
 - :mod:`motion_book.chapters`: what these ask of a chapter: title, part, address, place.
 - :mod:`motion_book.tables`: the directive ``method-map``.
+- :mod:`motion_book.heads`: scopes and labels in the tables that Sphinx writes.
 - :mod:`motion_book.ledger`: the directive ``claims-ledger``.
 - :mod:`motion_book.beds`: the directive ``bed-tables``.
 - :mod:`motion_book.findings`: the directive ``findings``.
@@ -34,6 +35,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
         assets,
         beds,
         findings,
+        heads,
         ledger,
         light,
         marks,
@@ -51,6 +53,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     practice.setup(app)
     repository.setup(app)
     tables.setup(app)
+    heads.setup(app)
     ledger.setup(app)
     light.setup(app)
     beds.setup(app)

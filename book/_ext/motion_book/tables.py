@@ -5,6 +5,7 @@ Pages that use it are read again at every build, since what it shows lives elsew
 
 from __future__ import annotations
 
+import importlib
 from typing import Any, ClassVar
 
 from docutils import nodes
@@ -13,15 +14,7 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 BOOK = "book"
-MAP_HEAD = (
-    "Method",
-    "Where it acts",
-    "Equation",
-    "Numbers trained per layer",
-    "Starts at the base",
-    "Mergeable",
-    "Extra work at inference",
-)
+MAP_HEAD = ("Method", "What it does", "Numbers trained per layer")
 
 
 def setup(app: Sphinx) -> None:
@@ -30,30 +23,37 @@ def setup(app: Sphinx) -> None:
 
 
 class MethodMap(SphinxDirective):
-    """A table of the catalogue, one row per method, with ``:part:`` to show one part only."""
+    """Tables of the catalogue by part, one row per method; ``:part:`` shows one part only."""
 
     option_spec: ClassVar = {"part": directives.unchanged}
 
     def run(self) -> list[nodes.Node]:
-        """Return the table, in a container that scrolls when the page is narrow."""
+        """Return for each part a line that says what moves, and its table."""
         from toolkit.core.declare.catalogue import catalogue
 
         self.env.note_reread()
         wanted = self.options.get("part")
         shown = (e for e in catalogue() if e.part == wanted or (not wanted and e.chapter))
-        entries = list(shown)
-        if not entries:
+        parts: dict[str, list[Any]] = {}
+        for entry in shown:
+            parts.setdefault(entry.part, []).append(entry)
+        if not parts:
             raise self.error(f"no method in part {self.options.get('part')!r}")
+        return [node for part, entries in parts.items() for node in self._part(part, entries)]
+
+    def _part(self, part: str, entries: list[Any]) -> list[nodes.Node]:
+        what = importlib.import_module(f"toolkit.{part}").__doc__ or ""
+        line = nodes.paragraph("", "", nodes.strong("", part), nodes.Text(f": {what.strip()}"))
         box = nodes.container(classes=["table-scroll", "method-map"])
-        table = nodes.table(classes=["method-map-table"])
+        table = nodes.table(classes=["method-map-table", "stacks"])
         group = nodes.tgroup(cols=len(MAP_HEAD))
-        group += [nodes.colspec(colwidth=1) for _ in MAP_HEAD]
+        group += [nodes.colspec(colwidth=width) for width in (20, 50, 30)]
         head = nodes.thead("", _row([[nodes.paragraph("", name)] for name in MAP_HEAD]))
         body = nodes.tbody("", *(_row(self._cells(entry)) for entry in entries))
         group += [head, body]
         table += group
         box += table
-        return [box]
+        return [line, box]
 
     def _cells(self, entry: Any) -> list[list[nodes.Node]]:
         def text(words: str) -> list[nodes.Node]:
@@ -62,14 +62,14 @@ class MethodMap(SphinxDirective):
         def formula(latex: str) -> list[nodes.Node]:
             return [nodes.paragraph("", "", nodes.math(latex, latex))]
 
+        start = "starts at the base" if entry.zero_init else "does not start at the base"
+        merge = "can be merged" if entry.mergeable else "cannot be merged"
+        use = f"{start}; {merge}; extra work at inference: {entry.inference}"
+        below = nodes.paragraph("", use, classes=["method-sources"])
         return [
             self._name(entry),
-            text(entry.acts_on),
-            formula(entry.equation),
+            [*text(entry.acts_on), *formula(entry.equation), below],
             formula(entry.count),
-            text("yes" if entry.zero_init else "no"),
-            text("yes" if entry.mergeable else "no"),
-            text(entry.inference),
         ]
 
     def _name(self, entry: Any) -> list[nodes.Node]:
@@ -82,7 +82,7 @@ class MethodMap(SphinxDirective):
         sources = [(f"arXiv {entry.arxiv}", f"https://arxiv.org/abs/{entry.arxiv}")]
         if entry.code:
             sources.append(("code", f"https://github.com/{entry.code}"))
-        below = nodes.paragraph("", f"{entry.part}, {entry.year}", classes=["method-sources"])
+        below = nodes.paragraph("", str(entry.year), classes=["method-sources"])
         for words, address in sources:
             below += [nodes.Text(", "), nodes.reference("", words, internal=False, refuri=address)]
         return [nodes.paragraph("", "", nodes.strong("", "", title)), below]

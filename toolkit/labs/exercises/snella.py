@@ -9,7 +9,7 @@ from torch import nn
 
 from toolkit.core.adapt.put import adapt
 from toolkit.core.show import exercise
-from toolkit.select.snella.allocation import share_out
+from toolkit.select.snella.competition import sparsify
 from toolkit.select.snella.snell import SNELL
 
 
@@ -39,20 +39,21 @@ def check_growth(answer):
 
 
 @exercise.check
-def check_share_out(answer):
-    """``share_out(V, p, N)``: V non-zeros among layers with shares p (L,) and room for N (L,)."""
-    p, N = torch.tensor([0.7, 0.1, 0.2]), torch.tensor([400.0, 400.0, 400.0])
-    given = N.clone()
-    got = answer(300.0, p, N)
-    assert got is not None, "There is no answer yet: return how many each layer gets, shape (L,)."
-    assert torch.is_tensor(got), "Return a tensor of shape (L,)."
-    assert torch.equal(N, given), "Leave the inputs as they are."
-    assert (got - torch.tensor([210.0, 30.0, 60.0])).abs().max() <= 1, (
-        "Where all have room, each gets its share of V."
+def check_gradient(answer):
+    """``gradient(G, D, kept)``: from the kept change back to the change, all of shape (m, n)."""
+    draw = torch.Generator().manual_seed(0)
+    G, D = (torch.randn(6, 5, generator=draw, dtype=torch.float64) for _ in range(2))
+    change = D.clone().requires_grad_(True)
+    after = sparsify(change, 0.5)
+    kept = after.detach() != 0
+    (right,) = torch.autograd.grad(after, change, G)
+    got = answer(G, D, kept)
+    assert got is not None, "There is no answer yet: return the gradient, shape (m, n)."
+    assert torch.is_tensor(got), "Return a tensor of shape (m, n)."
+    assert got.shape == D.shape, "The gradient has the shape of D."
+    assert not got[~kept].any(), "What is dropped does not reach the loss: no gradient there."
+    assert not torch.allclose(got, 2 * right), (
+        "That is the slope of D|D|. Here the factor |D| is a constant."
     )
-    got = answer(900.0, p, N)
-    assert bool((got <= N + 1e-3).all()), "A layer has more non-zeros than entries."
-    assert abs(float(got.sum()) - 900) <= 3, "What a full layer cannot take must go to the others."
-    right = torch.tensor(share_out(900.0, p, N))
-    assert (got - right).abs().max() <= 1, "Hand the rest out in proportion to the shares p."
-    return "full layers stop, and the others take what is left by their shares."
+    assert torch.allclose(got, right), "By what is each kept entry multiplied on its way to D^s?"
+    return "large entries get large gradients, and what is dropped gets none."
