@@ -46,9 +46,10 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m book.engine", description=__doc__)
     commands = top.add_subparsers(required=True, metavar="command")
 
-    def command(name: str, function: Callable, words: str, epilog: str = ""):
+    def command(name: str, function: Callable, words: str, epilog: str = "", former: str = ""):
         new = commands.add_parser(
             name,
+            aliases=[former] if former else [],
             help=words,
             description=words,
             epilog=epilog,
@@ -58,7 +59,8 @@ def parser() -> argparse.ArgumentParser:
         new.set_defaults(command=function)
         return new
 
-    recording = command("record", record, "measure what is stale and tell its pages", RULES)
+    words = "measure what is stale and tell its pages"
+    recording = command("record", record, words, RULES, former="run")
     chapter_options(recording)
     run_options(recording)
     building = command("build", build, "tell what needs no measuring, render to _build/html", RULES)
