@@ -23,7 +23,7 @@ BASELINES = {
 }
 COLUMN = 5.6
 """Width of a figure in inches."""
-SVG_LIMIT = 150_000
+SVG_LIMIT = 40_000
 """Bytes above which a figure is stored as PNG: scatter plots would bloat the page as SVG."""
 
 
@@ -125,8 +125,8 @@ def figure_html(fig: Any, alt: str, caption: str = "") -> str:
     import matplotlib.pyplot as plt
 
     kind, data = "svg+xml", _saved(fig, "svg")
-    if len(data) > SVG_LIMIT:
-        kind, data = "png", _saved(fig, "png")
+    if len(data) > SVG_LIMIT and len(points := _few_colours(_saved(fig, "png"))) < len(data):
+        kind, data = "png", points
     plt.close(fig)
     width = round(fig.get_size_inches()[0] * 96)
     under = f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""
@@ -144,6 +144,16 @@ def _saved(fig: Any, kind: str) -> bytes:
     metadata = {"Date": None} if kind == "svg" else None
     with mpl.rc_context({"svg.hashsalt": "parameters-in-motion"}):
         fig.savefig(buffer, format=kind, dpi=160, metadata=metadata, bbox_inches="tight")
+    return buffer.getvalue()
+
+
+def _few_colours(png: bytes) -> bytes:
+    """A picture with the 256 colours that suit it best, a third of its bytes."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    image = Image.open(io.BytesIO(png)).convert("RGB")
+    image.quantize(256, dither=Image.Dither.NONE).save(buffer, format="png", optimize=True)
     return buffer.getvalue()
 
 
