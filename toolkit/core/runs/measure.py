@@ -299,7 +299,8 @@ class Runs:
                 ``seed``.
             arms: Name -> further arguments.
             starts: Middle of the first rates, per arm.
-            seeds: Seeds of the search, three or more.
+            seeds: Seeds of the search, three or more; where the runs are not strict, in quick
+                checks, only the first is used.
             reported: Seeds that will be reported; none may be among ``seeds``.
             judged: The entry of the records that decides, measured on validation data.
             better: ``"min"`` or ``"max"``.
@@ -315,6 +316,8 @@ class Runs:
         if wrong:
             raise ValueError(f"{name}: {'; '.join(wrong)}.")
         where = f"{name}, tuning"
+        if not self.strict:
+            seeds = seeds[:1]
 
         def evaluate(pairs: list[tuple[str, float]]) -> dict[tuple[str, float], float]:
             jobs = [
