@@ -94,7 +94,5 @@ def _differing(before: str, now: str) -> list[str]:
 
 
 def cleared(called: set[str], probes: list[Probed]) -> set[str]:
-    """What was compared and agreed: a probe that does not agree takes back what it called."""
-    good = (p.called for p in probes if p.verdict == "same")
-    bad = (p.called for p in probes if p.verdict != "same")
-    return called.union(*good).difference(*bad)
+    """What was compared and agreed; a probe that does not agree clears nothing."""
+    return called.union(*(p.called for p in probes if p.verdict == "same"))
