@@ -199,5 +199,5 @@ def build(root: Path) -> Path:
     )
     log = done.stdout + done.stderr
     if done.returncode or "WARNING" in log or "ERROR" in log:
-        raise RuntimeError(f"jupyter-book answered {done.returncode}:\n{log[-6000:]}")
+        raise RuntimeError(f"jupyter-book answered {done.returncode}:\n{log[-20000:]}")
     return root / "_build" / "html"
