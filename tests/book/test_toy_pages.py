@@ -29,7 +29,7 @@ def test_explorer_answers_to_keyboard_mouse_and_list(browser, toy):
         slider = page.get_by_label("final budget")
         choice = page.get_by_label("score type")
         first = drawing(block)
-        # three methods: four points, line and band; and a pale band under a line that another covers
+        # three methods: four points, line and band; and a pale band under a covered line
         assert first.count("graphics-symbol") == 19
         slider.focus()
         outline = slider.evaluate("e => getComputedStyle(e).outlineStyle")
