@@ -7,7 +7,6 @@ folder and reads the file; it runs none of the lab's code in its own process.
 from __future__ import annotations
 
 import collections
-import contextlib
 import json
 import os
 import subprocess
@@ -18,8 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import psutil
-
+from book.engine import family
 from book.engine.project import Chapter, EngineError, Project, write
 from toolkit.core.runs import code
 from toolkit.core.runs.results import SCHEMA, digests_by_function, text
@@ -185,12 +183,10 @@ def measure(
     listener = threading.Thread(target=lambda: said.extend(process.stdout), daemon=True)
     listener.start()
     end = time.monotonic() + seconds
-    family: dict[int, psutil.Process] = {}
+    members: dict[int, family.Process] = {}
     try:
         while process.poll() is None:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                main = psutil.Process(process.pid)
-                family.update({p.pid: p for p in (main, *main.children(recursive=True))})
+            members.update(family.of(process.pid))
             if stop.is_set():
                 raise KeyboardInterrupt
             if time.monotonic() > end:
@@ -198,9 +194,7 @@ def measure(
                 raise Ended(words, "".join(said))
             time.sleep(0.1)
     finally:
-        for one in family.values():
-            with contextlib.suppress(psutil.NoSuchProcess):
-                one.kill()
+        family.end(members.values())
         process.wait()
         listener.join(timeout=5)
     if process.returncode:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import selectors
@@ -16,9 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
-from book.engine import record
+from book.engine import family, record
 from book.engine.plan import Task
 from book.engine.project import Project
 from toolkit.core import io
@@ -186,12 +183,12 @@ def _watch(
 ) -> dict[str, Any] | None:
     """Follow a run to its end; say what was wrong if the engine had to end it."""
     started = cell_started = time.monotonic()
-    cell, buffer, family = 0, b"", {}
+    cell, buffer, members = 0, b"", {}
     with selectors.DefaultSelector() as selector:
         selector.register(events, selectors.EVENT_READ)
         try:
             while True:
-                family.update(_family(process.pid))
+                members.update(family.of(process.pid))
                 if selector.select(timeout=0.5):
                     chunk = os.read(events.fileno(), 65536)
                     if not chunk:  # the worker closed its end: it has finished or died
@@ -214,20 +211,6 @@ def _watch(
         except subprocess.TimeoutExpired:
             return {"message": "ended: its process hung after its last cell"}
         finally:
-            family.update(_family(process.pid))
-            _kill(family.values())
+            members.update(family.of(process.pid))
+            family.end(members.values())
             process.wait()
-
-
-def _family(pid: int) -> dict[int, psutil.Process]:
-    """The process and all it started, kernels in their own sessions included."""
-    with contextlib.suppress(psutil.NoSuchProcess):
-        process = psutil.Process(pid)
-        return {p.pid: p for p in (process, *process.children(recursive=True))}
-    return {}
-
-
-def _kill(processes: Any) -> None:
-    for process in list(processes):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()  # psutil refuses when the number was given to another process
