@@ -64,7 +64,7 @@ def also_called(model: nn.Module) -> dict[str, tuple[str, ...]]:
 def refuse_spread(model: nn.Module) -> None:
     """Raise ValueError for a base whose parameters lie on several processes already."""
     for name, value in parameters(model):
-        if hasattr(value, "full_tensor"):
+        if type(value) is not nn.Parameter and hasattr(value, "full_tensor"):
             raise ValueError(
                 f"parameter {name!r} is sharded; put adapters on the model first and call "
                 "fully_shard afterwards, so that their gradients are averaged too"

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from toolkit.core.adapt import costs, files, handles, peft
 from toolkit.core.adapt import guard as guards
 from toolkit.core.adapt.forwards import frozen
-from toolkit.core.adapt.layer import Placed, Schedule
+from toolkit.core.adapt.layer import AdaptedLayer, Placed, Schedule
 from toolkit.core.adapt.sites import Site
 from toolkit.core.adapt.steps import hooks, wrappers
 from toolkit.core.adapt.steps.controller import Controller, Several
@@ -480,15 +480,17 @@ class Adapted:
 
 def freeze(adapted: Adapted) -> None:
     """Let the handle's own tensors train, and nothing else that no other handle trains."""
+    modules = [*adapted.model.modules()]
     others = {
         id(p)
-        for module in adapted.model.modules()
-        if hasattr(module, "adapter") and hasattr(module, "base")
+        for module in modules
+        if isinstance(module, AdaptedLayer)
         for p in module.adapter.parameters()
     }
-    for parameter in adapted.model.parameters():
-        if id(parameter) not in others:
-            parameter.requires_grad_(False)
+    for module in modules:
+        for parameter in module._parameters.values():
+            if parameter is not None and parameter.requires_grad and id(parameter) not in others:
+                parameter.requires_grad_(False)
     for parameter in adapted.parameters():
         parameter.requires_grad_(True)
 

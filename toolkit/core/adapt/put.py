@@ -77,11 +77,13 @@ def adapt(
     weights = {id(p) for p in (beside | moved).values()}
     chosen: dict[str, tuple[Any, nn.Module]] = {}
     passed: dict[str, str] = {}
+    modules = dict(model.named_modules())
+    trained = {name for name, m in modules.items() if _weight(m) in weights} if weights else set()
+    bare = _bare(modules)
     for one, pattern in wanted:
         if is_train(one):
             continue
-        _refuse_carried(model, pattern, one)
-        trained = {name for name, module in model.named_modules() if _weight(module) in weights}
+        _refuse_carried(modules, pattern, one)
         layers = names.select(model, pattern, one.info.kinds, exclude=trained - {""})
         for name, layer in layers.items():
             if name in chosen:
@@ -90,9 +92,9 @@ def adapt(
                     f"{name!r}; one site takes one method, so narrow one of the patterns"
                 )
             chosen[name] = one, layer
-        passed |= names.left_out(_bare(model), pattern, one.info.kinds, trained | layers.keys())
+        passed |= names.left_out(bare, pattern, one.info.kinds, trained | layers.keys())
     passed = {name: why for name, why in passed.items() if name not in chosen}
-    _refuse(model, chosen)
+    _refuse(model, modules, chosen)
     found = {n: sites.site_of(layer, n, one.info.kinds) for n, (one, layer) in chosen.items()}
     for one, _ in wanted:
         kind = getattr(one, "scores", None)
@@ -103,7 +105,7 @@ def adapt(
             found |= {n: dataclasses.replace(own[n], scores=s) for n, s in measured.items()}
     with torch.inference_mode(False):  # or nothing of what is built could train, ever
         built = {n: chosen[n][0].build(site, generator) for n, site in found.items()}
-        uses = _uses(model)
+        uses = _uses(modules.values())
         _refuse_tied(model, found, built, uses)
         every = [m for m, _ in wanted]
         return _put(model, every, chosen, found, built, beside, moved, passed, uses)
@@ -134,10 +136,10 @@ def _put(
     return adapted
 
 
-def _uses(model: nn.Module) -> dict[int, int]:
+def _uses(modules: Iterable[nn.Module]) -> dict[int, int]:
     """Identity of each parameter -> how many modules hold it."""
     uses: dict[int, int] = {}
-    for module in model.modules():
+    for module in modules:
         for p in module._parameters.values():
             if p is not None:
                 uses[id(p)] = uses.get(id(p), 0) + 1
@@ -154,8 +156,10 @@ def _refuse_tied(
     and stay in the other.
     """
     for name, site in found.items():
+        if not isinstance(built[name], MaskLayer):
+            continue
         weight = model.get_submodule(name)._parameters.get(site.parameter)
-        if uses.get(id(weight), 0) < 2 or not isinstance(built[name], MaskLayer):
+        if uses.get(id(weight), 0) < 2:
             continue
         others = [
             key
@@ -210,7 +214,10 @@ def is_train(method: Any) -> bool:
     return method.info.kinds == ("parameter",)
 
 
-def _refuse(model: nn.Module, chosen: Mapping[str, tuple[Any, nn.Module]]) -> None:
+def _refuse(
+    model: nn.Module, modules: Mapping[str, nn.Module],
+    chosen: Mapping[str, tuple[Any, nn.Module]],
+) -> None:  # fmt: skip
     if "" in chosen:
         raise TypeError(
             "the model is itself the layer to adapt, so it cannot be replaced in place; wrap it, "
@@ -219,7 +226,7 @@ def _refuse(model: nn.Module, chosen: Mapping[str, tuple[Any, nn.Module]]) -> No
     refuse_wrapped(model, chosen)
     busy = {
         id(child): name
-        for name, module in model.named_modules()
+        for name, module in modules.items()
         if isinstance(module, AdaptedLayer)
         for child in module.modules()
     }
@@ -229,14 +236,14 @@ def _refuse(model: nn.Module, chosen: Mapping[str, tuple[Any, nn.Module]]) -> No
                 f"the model already carries a method (at {busy[id(layer)]!r}); merge() or unload() "
                 "it first"
             )
+    whole = [n for n, (_, layer) in chosen.items() if sites.kind_of(layer) is None]
     for name, (one, _) in chosen.items():
-        parent = model.get_submodule(name.rpartition(".")[0])
+        parent = modules[name.rpartition(".")[0]]
         if not one.info.mergeable and isinstance(parent, READERS):
             raise TypeError(
                 f"layer {name!r} is read by {type(parent).__name__} and not called, so "
                 f"{one.info.title} would not act there; name the whole module in targets"
             )
-        whole = [n for n, (_, layer) in chosen.items() if sites.kind_of(layer) is None]
         around = [n for n in whole if name.startswith(f"{n}.")]
         if around:
             raise ValueError(
@@ -249,10 +256,10 @@ READERS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 """Modules of torch that read their children's weights instead of calling them."""
 
 
-def _refuse_carried(model: nn.Module, pattern: Targets, method: Any) -> None:
+def _refuse_carried(modules: Mapping[str, nn.Module], pattern: Targets, method: Any) -> None:
     """Raise RuntimeError where a pattern names a site that carries a method already."""
     chosen = names.predicate(pattern, method.info.kinds)
-    for name, module in model.named_modules():
+    for name, module in modules.items():
         if isinstance(module, AdaptedLayer) and chosen(name, module.base):
             raise RuntimeError(
                 f"the model already carries a method (at {name!r}); merge() or unload() it first"
@@ -287,6 +294,8 @@ def trained_beside(
     if callable(train):
         return {name: p for name, p in handles.parameters(model) if train(name)}
     patterns = [train] if isinstance(train, str) else list(train)
+    if not patterns:
+        return {}
     every = dict(handles.parameters(model, twice=True))
     named = [n for n in every if any(_covers(n, p) for p in patterns)]
     for name in named:
@@ -320,15 +329,15 @@ def _covers(name: str, pattern: str) -> bool:
     return any(names.matches(".".join(parts[:i]), pattern) for i in range(1, len(parts) + 1))
 
 
-def _bare(model: nn.Module) -> dict[str, nn.Module]:
+def _bare(modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
     """The modules of a model by name, without those that carry a method or belong to one."""
     carried = {
         id(child)
-        for module in model.modules()
+        for module in modules.values()
         if isinstance(module, AdaptedLayer)
         for child in module.modules()
     }
-    return {name: module for name, module in model.named_modules() if id(module) not in carried}
+    return {name: module for name, module in modules.items() if id(module) not in carried}
 
 
 def _places(model: nn.Module, layers: list[nn.Module]) -> dict[int, list]:

@@ -65,6 +65,8 @@ def refuse_wrapped(model: nn.Module, names: Mapping[str, Any]) -> None:
         model: as given by the caller.
         names: those of the layers to adapt.
     """
+    if not any(type(module).__name__ in WRAPPERS for module in model.modules()):
+        return
     modules = dict(model.named_modules(remove_duplicate=False))
     for name in names:
         parts = name.split(".")
