@@ -207,7 +207,9 @@ def _same_words(base: Stored, models: Sequence[Stored]) -> None:
             continue
         for name in VOCABULARIES:
             mine, theirs = base.folder / name, model.folder / name
-            if theirs.is_file() and (not mine.is_file() or mine.read_bytes() != theirs.read_bytes()):
+            if theirs.is_file() and (
+                not mine.is_file() or mine.read_bytes() != theirs.read_bytes()
+            ):
                 raise ValueError(
                     f"{model.label}: its {name} is not that of {base.label}, so the same token "
                     "numbers mean other words; if that is meant, write tokenizer='base'"
