@@ -19,6 +19,7 @@ is inferred from secondary sources, as the paper's equations were not read.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -95,18 +96,20 @@ class PCBMerging(Rule):
             clipped = piece.vectors
             share = scores.masked_fill_(scores < _column(scores, facts["least"]), 0.0)
         else:
-            clipped = _clipped(piece, facts)[0].copysign_(piece.vectors)
+            size = piece.vectors.abs()
+            clipped = size.clamp_(_column(size, facts["low"]), _column(size, facts["high"]))
+            clipped.copysign_(piece.vectors)
             share = normalised(scores, facts["least"], facts["most"])
         strength = clipped.new_tensor(piece.weights)
         merged = strength @ clipped.mul_(share)
         merged /= share.sum(dim=0).clamp_(min=1e-12 if self.variant != "softmax" else 1e-38)
         return torch.add(piece.base, merged, alpha=self.scale)
 
-    def _scores(self, piece: Piece, facts: dict[str, Any] | Any) -> Tensor:
+    def _scores(self, piece: Piece, facts: Mapping[str, Any]) -> Tensor:
         """How much each task's coordinate counts (n, k), before any is dropped."""
         if self.variant == "softmax":
             return _softmax_scores(piece.vectors, facts)
-        size, unit = _clipped(piece, facts)
+        unit = normalised(piece.vectors.abs(), facts["low"], facts["high"])
         n = len(unit)
         within = unit.square().mul_(n).exp_()
         if self.variant == "raw":
@@ -146,13 +149,6 @@ def normalised(rows: Tensor, low: Any, high: Any) -> Tensor:
     return rows.div_(span.masked_fill(span == 0, 1.0))
 
 
-def _clipped(piece: Piece, facts: Any) -> tuple[Tensor, Tensor]:
-    """Sizes of the task vectors clipped to their ends (n, k), and spread over [0, 1]."""
-    size = piece.vectors.abs()
-    unit = normalised(size.clone(), facts["low"], facts["high"])
-    return size.clamp_(_column(size, facts["low"]), _column(size, facts["high"])), unit
-
-
 def _products(vectors: Tensor) -> Tensor:
     """Products of all pairs of tasks (n, n, k)."""
     return vectors[:, None] * vectors[None]
@@ -165,7 +161,8 @@ def _masses(pieces: Pieces) -> dict[str, Any]:
         found = _products(piece.vectors).aminmax(dim=-1)
         low = found.min if low is None else torch.minimum(low, found.min)
         high = found.max if high is None else torch.maximum(high, found.max)
-    assert low is not None and high is not None
+    assert low is not None
+    assert high is not None
     n, span = len(low), (high - low)
     span = span.masked_fill(span == 0, 1.0)
     inner = torch.zeros(n, dtype=torch.float64)

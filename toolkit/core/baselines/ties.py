@@ -2,8 +2,8 @@ r"""TIES: trim, elect a sign, and take the mean of those that agree.
 
 .. math::
     \gamma = \mathrm{sign}\sum_i w_i\, M_i\odot\tau_i, \qquad
-    \theta = \theta_P + \lambda\,\frac{\sum_{i:\,\mathrm{sign}\,w_i\tau_i = \gamma} w_i\, M_i \odot \tau_i}
-    {\sum_{i:\,\mathrm{sign}\,w_i\tau_i=\gamma} w_i\, M_i}
+    \theta = \theta_P + \lambda\,\frac{\sum_i w_i\, A_i \odot \tau_i}{\sum_i w_i\, A_i},\qquad
+    A_i = M_i \,[\mathrm{sign}(w_i\tau_i) = \gamma]
 
 Source: Yadav et al., *TIES-Merging*, arXiv 2306.01708.
 """
@@ -43,7 +43,7 @@ class TIES(Rule):
         arxiv="2306.01708",
         year=2023,
         code="prateeky2806/ties-merging",
-        equation=r"\theta = \theta_P + \lambda\,\mathrm{mean}\{\tau_{i}: \mathrm{sign}\,\tau_i = \gamma\}",
+        equation=r"\theta = \theta_P + \lambda \sum_i w_i A_i \odot \tau_i \,/ \sum_i w_i A_i",
         acts_on="the largest numbers of each task vector",
         count="0",
         inference="none",

@@ -19,9 +19,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from toolkit.core.declare.catalogue import entry
-from toolkit.core.states.plan import (
-    AVERAGE, MERGED, Plan, Targets, planned, short, source_of,
-)  # fmt: skip
+from toolkit.core.states.plan import AVERAGE, MERGED, Plan, Targets, planned, short, source_of
 from toolkit.core.states.rules import Rule
 from toolkit.core.states.stored import Stored, stored
 from toolkit.core.states.streams import Stream, working

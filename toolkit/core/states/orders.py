@@ -50,7 +50,7 @@ def order_statistics(
     while open_:
         below, at_low, inside = _counted(pieces, values, open_)
         missed = []
-        for (row, rank), (low, high) in open_.items():
+        for (row, rank), (low, _) in open_.items():
             place = rank - below[row, rank]
             middle = torch.cat(inside[row, rank])
             if 0 <= place < at_low[row, rank]:

@@ -187,7 +187,7 @@ def _agree(index: Mapping[str, str], place: Mapping[str, str], where: str) -> No
 
 
 def layout(facts: Mapping[str, Fact], most: int) -> list[list[str]]:
-    """Names in shards of at most so many bytes, in order; a larger tensor has a shard of its own."""
+    """Names in shards of at most so many bytes, in order; a larger tensor has its own."""
     shards: list[list[str]] = []
     size = most + 1
     for name, fact in facts.items():
