@@ -15,17 +15,18 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
 
 from benchmarks.rows import log
+from benchmarks.timing import compare, emit
 from toolkit.core.states.merging import merge
 from toolkit.core.states.stored import stored
 
 MODELS = 3
+Run = tuple[float, float, float]
 CONFIG = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 1024,
     "intermediate_size": 4096, "num_hidden_layers": 14, "num_attention_heads": 16,
@@ -67,18 +68,16 @@ def checkpoints(room: Path, layers: int) -> list[Path]:
     return made
 
 
-def ours(folders: list[Path], rule: str, settings: dict, out: Path, threads: int) -> tuple:
-    """Seconds and peak of memory in MiB of one merge by the toolkit."""
+def ours(folders: list[Path], out: Path, rule: str, settings: dict, threads: int) -> Run:
+    """One merge by the toolkit."""
     from toolkit.core.declare.catalogue import entry
 
     torch.set_num_threads(threads)
     method = entry(rule).method(**settings)
-    start = time.perf_counter()
-    merge(folders[0], folders[1:], method, out=out, progress=False)
-    return time.perf_counter() - start, _peak()
+    return timed(lambda: merge(folders[0], folders[1:], method, out=out, progress=False))
 
 
-def theirs(folders: list[Path], recipe: dict, out: Path, threads: int) -> tuple:
+def theirs(folders: list[Path], out: Path, recipe: dict, threads: int) -> Run:
     """The same of one merge by mergekit."""
     from mergekit.config import MergeConfiguration
     from mergekit.merge import run_merge
@@ -93,20 +92,23 @@ def theirs(folders: list[Path], recipe: dict, out: Path, threads: int) -> tuple:
     if recipe["merge_method"] != "linear":
         told["base_model"] = str(folders[0])
     options = MergeOptions(copy_tokenizer=False, write_model_card=False, quiet=True)
-    start = time.perf_counter()
-    run_merge(MergeConfiguration.model_validate(told), str(out), options)
-    return time.perf_counter() - start, _peak()
+    return timed(lambda: run_merge(MergeConfiguration.model_validate(told), str(out), options))
 
 
-def _peak() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def timed(work: Callable[[], object]) -> Run:
+    """Seconds, processor seconds, and the process's peak of memory in MiB."""
+    start, busy = time.perf_counter(), time.process_time()
+    work()
+    spent = time.perf_counter() - start, time.process_time() - busy
+    return *spent, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def alone(work: Callable, *args: Any) -> tuple:
-    """Run in a process of its own."""
+def fresh(out: Path, work: Callable, folders: list[Path], *args: Any) -> Run:
+    """A merge in a process of its own, into a folder that is not there."""
+    shutil.rmtree(out, ignore_errors=True)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(work, *args).result()
+        return pool.submit(work, folders, out, *args).result()
 
 
 def apart(one: Path, other: Path) -> dict[str, float]:
@@ -121,49 +123,36 @@ def apart(one: Path, other: Path) -> dict[str, float]:
     return {"largest_difference": most, "share_beyond_1e-6": beyond / count}
 
 
-def main(rounds: int = 3, threads: int = 2, layers: int = CONFIG["num_hidden_layers"]) -> None:
-    """Print a row per rule: seconds, peaks of memory, and how far the results lie apart."""
+def main(rounds: int = 3, threads: int = 2, layers: int = 14) -> None:
+    """Print rows: seconds and peaks of memory per rule, and how far the results lie apart."""
     rounds = min(rounds, 5)
     with tempfile.TemporaryDirectory() as name:
         room = Path(name)
         folders = checkpoints(room, layers)
-        size = (folders[0] / "model.safetensors").stat().st_size / 2**20
-        seconds: dict[str, float] = {}
+        facts = {
+            "rounds": rounds, "threads": threads, "models": MODELS,
+            "checkpoint_MiB": (folders[0] / "model.safetensors").stat().st_size / 2**20,
+        }  # fmt: skip
+        linear: list[Run] = []
         for row, (rule, settings, recipe) in PAIRS.items():
             with log.attempt(f"merge/{row}/cpu"):
-                mine, peers = [], []
-                for turn in range(rounds):
-                    for folder in ("ours", "theirs"):
-                        shutil.rmtree(room / folder, ignore_errors=True)
-                    pair = [
-                        lambda: mine.append(alone(ours, folders, rule, settings, room / "ours", threads)),
-                        lambda: peers.append(alone(theirs, folders, recipe, room / "theirs", threads)),
-                    ]
-                    for run in pair if turn % 2 else reversed(pair):
-                        run()
-                seconds[row] = median(s for s, _ in mine)
-                peer = median(s for s, _ in peers)
-                facts = apart(room / "ours", room / "theirs") if row != "dare" else {}
-                log.emit({
-                    "name": f"merge/{row}/cpu", "ours": seconds[row], "peer": peer, "unit": "s",
-                    "ratio": peer / seconds[row], "rounds": rounds, "threads": threads,
-                    "checkpoint_MiB": size, "models": MODELS, **facts,
-                })  # fmt: skip
-                ours_peak, their_peak = (median(p for _, p in runs) for runs in (mine, peers))
-                log.emit({
-                    "name": f"merge/{row}-peak-memory/cpu", "ours": ours_peak, "peer": their_peak,
-                    "unit": "MiB", "ratio": their_peak / ours_peak,
-                })  # fmt: skip
+                mine: list[Run] = []
+                peers: list[Run] = []
+                for _ in range(rounds):
+                    mine.append(fresh(room / "ours", ours, folders, rule, settings, threads))
+                    peers.append(fresh(room / "theirs", theirs, folders, recipe, threads))
+                linear = linear or mine
+                between = {} if row == "dare" else apart(room / "ours", room / "theirs")
+                compared(f"merge/{row}", mine, peers, facts | between)
         for rule in ("pcb_merging", "ties", "magnitude"):
             with log.attempt(f"merge/{rule}-vs-linear/cpu"):
-                runs = []
-                for _ in range(rounds):
-                    shutil.rmtree(room / "ours", ignore_errors=True)
-                    runs.append(alone(ours, folders, rule, {}, room / "ours", threads)[0])
-                own = median(runs)
-                log.emit({
-                    "name": f"merge/{rule}-vs-linear/cpu", "ours": own, "peer": seconds["linear"],
-                    "unit": "s", "ratio": seconds["linear"] / own, "rounds": rounds,
-                })  # fmt: skip
+                runs = [fresh(room / "ours", ours, folders, rule, {}, threads)
+                        for _ in range(rounds)]  # fmt: skip
+                compared(f"merge/{rule}-vs-linear", runs, linear, facts)
 
 
+def compared(name: str, mine: list[Run], peers: list[Run], facts: dict[str, Any]) -> None:
+    """Rows of seconds, of processor seconds (which other work disturbs less), and of memory."""
+    for what, i, unit in (("", 0, "s"), ("-processor", 1, "s"), ("-peak-memory", 2, "MiB")):
+        one, two = ([run[i] for run in runs] for runs in (mine, peers))
+        emit(compare(f"{name}{what}/cpu", one, two, unit, **(facts if not what else {})))

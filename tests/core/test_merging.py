@@ -315,7 +315,7 @@ def test_damaged_folders_are_refused_by_name(tmp_path) -> None:
     shard = model / "model-00002-of-00002.safetensors"
     whole = shard.read_bytes()
     shard.write_bytes(whole[:-10])
-    with pytest.raises(ValueError, match="model-00002-of-00002.safetensors is damaged"):
+    with pytest.raises(ValueError, match=r"model-00002-of-00002\.safetensors is damaged"):
         merge(start, [model], Average)
     shard.unlink()
     with pytest.raises(FileNotFoundError, match="model-00002"):

@@ -64,7 +64,7 @@ def test_a_sample_saves_passes(monkeypatch) -> None:
 
 def test_ranks_outside_and_numbers_that_are_none_are_refused() -> None:
     rows = Rows(torch.zeros(1, 10))
-    with pytest.raises(ValueError, match="ranks .10. of 10 numbers"):
+    with pytest.raises(ValueError, match=r"ranks \[10\] of 10 numbers"):
         order_statistics(rows, stacked, [10])
     rows.numbers[0, 3] = torch.nan
     with pytest.raises(ValueError, match="not finite"):

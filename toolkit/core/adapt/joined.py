@@ -82,7 +82,9 @@ def join_adapters(
     taken = _taken(model, adapters)
     factors = [1.0] * len(taken) if weights is None else [float(w) for w in weights]
     if not taken or len(factors) != len(taken) or not all(map(math.isfinite, factors)):
-        raise ValueError(f"weights={weights}: give a finite number for each of {len(taken)} adapters")
+        raise ValueError(
+            f"weights={weights}: give a finite number for each of {len(taken)} adapters"
+        )
     left: dict[str, list[Tensor]] = {}
     right: dict[str, list[Tensor]] = {}
     for one, factor in zip(taken, factors, strict=True):

@@ -23,6 +23,7 @@ class Average(Rule):
     """The weighted mean of the models; needs no base."""
 
     needs_base: ClassVar[bool] = False
+    spreads: ClassVar[bool] = True
 
     info: ClassVar[Info] = Info(
         slug="average",

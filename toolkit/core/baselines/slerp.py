@@ -37,6 +37,7 @@ class Slerp(Rule):
     over: Literal["tensor", "model"] = "tensor"
 
     needs_base: ClassVar[bool] = False
+    spreads: ClassVar[bool] = True
     models: ClassVar[int | None] = 2
 
     info: ClassVar[Info] = Info(

@@ -28,6 +28,8 @@ class TaskArithmetic(Rule):
 
     scale: Annotated[float, Range(-10.0, 10.0)] = 0.3
 
+    spreads: ClassVar[bool] = True
+
     info: ClassVar[Info] = Info(
         slug="task_arithmetic",
         part="core",

@@ -9,6 +9,7 @@ by shard (:mod:`.written`).
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -22,7 +23,7 @@ from toolkit.core.declare.catalogue import entry
 from toolkit.core.states.plan import AVERAGE, MERGED, Plan, Targets, planned, short, source_of
 from toolkit.core.states.rules import Rule
 from toolkit.core.states.stored import Stored, stored
-from toolkit.core.states.streams import Stream, working
+from toolkit.core.states.streams import Stream, finite, working
 from toolkit.core.states.written import Folder, Recipe
 
 Source = str | Path | nn.Module | Mapping[str, Tensor]
@@ -137,12 +138,21 @@ class _Work:
             mean = torch.stack([one.to(working(one.dtype)) for one in found]).mean(dim=0)
             return mean.to(fact.dtype)
         assert how == MERGED
-        own = Stream(self.base, self.models, [name], self.stream.weights, self.stream.seed, facts)
+        own = dataclasses.replace(self.stream, names=[name], facts=facts)
+        if self.rule.spreads:
+            own.checked.add(name)
         if self.rule.scope == "tensor":
             own.facts = self.rule.survey(own)
         result = torch.empty(fact.count, dtype=fact.dtype)
         for piece in own:
-            result[piece.start : piece.start + len(piece)] = self.rule.merged(piece)
+            new = self.rule.merged(piece)
+            if not finite(new):
+                own.culprit(piece)
+                raise ValueError(
+                    f"tensor {name!r} of the result is not finite, though those of the models are; "
+                    "their numbers are too large for this rule and its settings"
+                )
+            result[piece.start : piece.start + len(piece)] = new
         return result.view(fact.shape)
 
 

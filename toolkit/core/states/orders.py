@@ -33,35 +33,35 @@ def order_statistics(
         (rows, len(ranks)).
 
     Raises:
-        ValueError: a rank outside, or a number that is not finite, with the tensor's name.
+        ValueError: a rank outside, or a number that is not finite.
     """
     if any(not 0 <= rank < pieces.count for rank in ranks):
         raise ValueError(f"ranks {list(ranks)} of {pieces.count} numbers: count from 0")
     step = max(1, pieces.count // SAMPLE)
     sample = torch.cat([values(piece.every(step)) for piece in pieces], dim=1).sort(dim=1).values
+    if not bool(sample.isfinite().all()):
+        raise ValueError("numbers that are not finite cannot be ranked")
     if step == 1:
-        _finite(sample)
         return sample[:, list(ranks)]
-    rows = range(len(sample))
-    open_ = {(row, rank): _bracket(sample[row], rank / pieces.count, 4.0) for row in rows
-             for rank in ranks}  # fmt: skip
-    found: dict[tuple[int, int], Tensor] = {}
+    found = sample.new_empty((len(sample), len(ranks)))
+    open_ = [(row, i) for row in range(len(sample)) for i in range(len(ranks))]
     width = 4.0
     while open_:
-        below, at_low, inside = _counted(pieces, values, open_)
+        lows, highs = torch.full_like(found, -math.inf), torch.full_like(found, math.inf)
+        for row, i in open_:
+            lows[row, i], highs[row, i] = _bracket(sample[row], ranks[i] / pieces.count, width)
+        up_to, inside = _counted(pieces, values, lows, highs)
         missed = []
-        for (row, rank), (low, _) in open_.items():
-            place = rank - below[row, rank]
-            middle = torch.cat(inside[row, rank])
-            if 0 <= place < at_low[row, rank]:
-                found[row, rank] = low
-            elif 0 <= (place := place - at_low[row, rank]) < len(middle):
-                found[row, rank] = middle.kthvalue(int(place) + 1).values
+        for row, i in open_:
+            place, middle = ranks[i] - up_to[i][row], torch.cat(inside[row, i])
+            if 0 <= place < len(middle):
+                found[row, i] = middle.kthvalue(int(place) + 1).values
             else:
-                missed.append((row, rank))
+                missed.append((row, i))
+        # many equal numbers at a bracket's end: it is the answer, or a wider bracket has it
+        open_ = _at_the_end(pieces, values, ranks, lows, missed, found) if missed else []
         width *= 16
-        open_ = {key: _bracket(sample[key[0]], key[1] / pieces.count, width) for key in missed}
-    return torch.stack([torch.stack([found[row, rank] for rank in ranks]) for row in rows])
+    return found
 
 
 def _bracket(ordered: Tensor, share: float, width: float) -> tuple[Tensor, Tensor]:
@@ -76,23 +76,52 @@ def _bracket(ordered: Tensor, share: float, width: float) -> tuple[Tensor, Tenso
     )
 
 
-def _counted(pieces: Pieces, values: Callable[[Piece], Tensor], brackets: dict) -> tuple:
-    """Numbers below each bracket, at its lower end, and those above that up to its upper end."""
-    below = dict.fromkeys(brackets, 0)
-    at_low = dict.fromkeys(brackets, 0)
-    inside: dict = {key: [] for key in brackets}
+def _counted(
+    pieces: Pieces, values: Callable[[Piece], Tensor], lows: Tensor, highs: Tensor
+) -> tuple[list[list[int]], dict[tuple[int, int], list[Tensor]]]:
+    """How many numbers do not exceed each bracket's lower end, and those above it up to the upper.
+
+    Args:
+        pieces: as above.
+        values: as above.
+        lows: (rows, ranks).
+        highs: (rows, ranks).
+
+    Returns:
+        Counts by rank and row, and (row, rank) -> numbers.
+    """
+    up_to = [[0] * len(lows) for _ in range(lows.shape[1])]
+    inside: dict[tuple[int, int], list[Tensor]] = {
+        (row, i): [] for row in range(len(lows)) for i in range(lows.shape[1])
+    }
     for piece in pieces:
         numbers = values(piece)
-        for key, (low, high) in brackets.items():
-            row = numbers[key[0]]
-            under = int((row <= low).sum())
-            equal = int((row == low).sum()) if under and bool(low.isfinite()) else 0
-            below[key] += under - equal
-            at_low[key] += equal
-            inside[key].append(row[(row > low) & (row <= high)])
-    return below, at_low, inside
+        for i in range(lows.shape[1]):
+            above = numbers > lows[:, i, None]
+            counts = above.shape[1] - torch.count_nonzero(above, dim=1)
+            above &= numbers <= highs[:, i, None]
+            for row, count in enumerate(counts.tolist()):
+                up_to[i][row] += count
+                inside[row, i].append(numbers[row][above[row]])
+    return up_to, inside
 
 
-def _finite(numbers: Tensor) -> None:
-    if not bool(numbers.isfinite().all()):
-        raise ValueError("numbers that are not finite cannot be ranked")
+def _at_the_end(
+    pieces: Pieces, values: Callable[[Piece], Tensor], ranks: Sequence[int], lows: Tensor,
+    missed: list[tuple[int, int]], found: Tensor,
+) -> list[tuple[int, int]]:  # fmt: skip
+    """Settle the ranks that fall on their bracket's lower end; those that are still open."""
+    below = dict.fromkeys(missed, 0)
+    equal = dict.fromkeys(missed, 0)
+    for piece in pieces:
+        numbers = values(piece)
+        for row, i in missed:
+            below[row, i] += int(torch.count_nonzero(numbers[row] < lows[row, i]))
+            equal[row, i] += int(torch.count_nonzero(numbers[row] == lows[row, i]))
+    still = []
+    for row, i in missed:
+        if 0 <= ranks[i] - below[row, i] < equal[row, i]:
+            found[row, i] = lows[row, i]
+        else:
+            still.append((row, i))
+    return still

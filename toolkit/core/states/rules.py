@@ -77,6 +77,7 @@ class Rule(Declared):
         scope: what :meth:`survey` sees at a time, the whole "model" or one "tensor".
         needs_base: whether there is no merging without a base.
         models: how many models it takes, or None for one or more.
+        spreads: whether a number that is not finite in any model makes the result so as well.
     """
 
     if TYPE_CHECKING:
@@ -85,6 +86,7 @@ class Rule(Declared):
     scope: ClassVar[str] = "model"
     needs_base: ClassVar[bool] = True
     models: ClassVar[int | None] = None
+    spreads: ClassVar[bool] = False
 
     def settings(self) -> dict[str, Any]:
         """What a recipe notes of the rule: its hyperparameters, as plain JSON."""

@@ -28,6 +28,7 @@ class Stream:
         weights: one per model.
         seed: of the random masks; each tensor of each model has a stream of its own.
         facts: what the survey found.
+        checked: tensors whose numbers are known to be finite; others are looked at once.
     """
 
     base: Stored | None
@@ -36,6 +37,7 @@ class Stream:
     weights: tuple[float, ...]
     seed: int = 0
     facts: Mapping[str, Any] = field(default_factory=dict)
+    checked: set[str] = field(default_factory=set)
 
     @property
     def count(self) -> int:
@@ -58,19 +60,29 @@ class Stream:
         dtype = working(whole[0].dtype)
         for start in range(0, max(1, len(whole[0])), PIECE):
             parts = [one[start : start + PIECE].cpu().to(dtype) for one in whole]
-            for source, part in zip(sources, parts, strict=True):
-                if not finite(part):
-                    raise ValueError(
-                        f"{source.label}: tensor {name!r} holds numbers that are not finite"
-                    )
+            if name not in self.checked:
+                refuse_infinite(name, sources, parts)
             base = None if self.base is None else parts[0]
             models = parts if self.base is None else parts[1:]
             yield Piece(name, shape, start, base, models, self.weights, self.facts, draws)
+        self.checked.add(name)
+
+    def culprit(self, piece: Piece) -> None:
+        """Raise ValueError if it is the numbers of a model that are not finite."""
+        parts = piece.models if piece.base is None else [piece.base, *piece.models]
+        refuse_infinite(piece.name, [*([self.base] if self.base else []), *self.models], parts)
 
 
 def working(dtype: torch.dtype) -> torch.dtype:
     """The dtype that numbers are merged in: at least 32 bits."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def refuse_infinite(name: str, sources: Sequence[Stored], parts: Sequence[Tensor]) -> None:
+    """Raise ValueError for numbers that are not finite, with their model and tensor."""
+    for source, part in zip(sources, parts, strict=True):
+        if not finite(part):
+            raise ValueError(f"{source.label}: tensor {name!r} holds numbers that are not finite")
 
 
 def finite(numbers: Tensor) -> bool:

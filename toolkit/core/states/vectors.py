@@ -60,9 +60,10 @@ def elected(vectors: Tensor, weights: tuple[float, ...]) -> Tensor:
         (k,); 0 where nothing is left.
     """
     strength = vectors.new_tensor(weights)
-    sign = torch.where(strength @ vectors >= 0, 1.0, -1.0)
-    turned = vectors.mul_(strength[:, None]).mul_(sign)  # what agrees is positive now
-    agree = turned > 0
-    mass = strength @ agree.to(vectors.dtype)
+    if any(weight != 1 for weight in weights):
+        vectors.mul_(strength[:, None])
+    sign = torch.where(vectors.sum(dim=0) >= 0, 1.0, -1.0)
+    turned = vectors.mul_(sign)  # what agrees is positive now
+    mass = strength @ (turned > 0).to(vectors.dtype)
     mean = turned.clamp_(min=0).sum(dim=0) / mass.masked_fill_(mass.abs() < 1e-8, 1.0)
     return mean.mul_(sign)
