@@ -100,7 +100,7 @@ def do_merge(args: argparse.Namespace) -> int:
     dtype = getattr(torch, told.get("dtype") or "", None)
     if told.get("dtype") and not isinstance(dtype, torch.dtype):
         raise ValueError(f"--dtype {told['dtype']}: write a dtype of PyTorch, as float16")
-    options = {
+    options: dict[str, Any] = {
         name: int(told[name]) if str(told[name]).isdigit() else told[name]
         for name in ("weights", "targets", "heads", "buffers", "seed", "tokenizer")
         if name in told

@@ -40,7 +40,7 @@ class _Taken:
 
 def merge_adapters(
     model: nn.Module, adapters: Iterable[str | Path], rule: Any, **options: Any
-) -> dict[str, Tensor]:
+) -> dict[str, Tensor] | Path:
     """Merge saved adapters into the weights of their base, by any rule.
 
     Args:
@@ -50,14 +50,15 @@ def merge_adapters(
         options: of that function.
 
     Returns:
-        The merged state dict of the base.
+        The merged state dict of the base, or ``out`` where that is among the options.
 
     Raises:
         ValueError, FileNotFoundError, RuntimeError: see :func:`toolkit.load`,
             :func:`toolkit.load_peft` and :func:`~toolkit.core.states.merging.merge`.
     """
     base = {name: value.detach() for name, value in model.state_dict(keep_vars=True).items()}
-    return merge(model, [_as_model(base, one) for one in _taken(model, adapters)], rule, **options)
+    models: list[Any] = [_as_model(base, one) for one in _taken(model, adapters)]
+    return merge(model, models, rule, **options)
 
 
 @torch.no_grad()

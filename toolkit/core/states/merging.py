@@ -13,7 +13,7 @@ import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ from toolkit.core.states.stored import Stored, stored
 from toolkit.core.states.streams import Stream, finite, working
 from toolkit.core.states.written import Folder, Recipe
 
-Source = str | Path | nn.Module | Mapping[str, Tensor]
+Source: TypeAlias = str | Path | nn.Module | Mapping[str, Tensor]
 
 
 def merge(
@@ -157,7 +157,8 @@ class _Work:
 
 
 def _in_memory(work: _Work, loud: bool) -> dict[str, Tensor]:
-    facts, result = work.survey(), {}
+    facts: dict[str, Any] = work.survey()
+    result: dict[str, Tensor] = {}
     for name in tqdm(work.plan.how, desc="merge", unit="tensor", disable=not loud):
         tied = work.plan.tied.get(name)
         result[name] = work.tensor(name, facts).clone() if tied is None else result[tied]

@@ -64,8 +64,9 @@ class Piece:
 class Pieces(Protocol):
     """Pieces that can be gone through again and again."""
 
-    count: int
-    """Numbers per model."""
+    @property
+    def count(self) -> int:
+        """Numbers per model."""
 
     def __iter__(self) -> Iterator[Piece]: ...
 

@@ -109,7 +109,9 @@ def _in_memory(tensors: Mapping[str, Any], label: str, buffers: frozenset[str]) 
     wrong = [name for name, value in tensors.items() if not isinstance(value, Tensor)]
     if wrong:
         raise TypeError(f"{label}: {wrong[0]!r} is no tensor; give a state dict of tensors alone")
-    facts, first, same = {}, {}, {}
+    facts: dict[str, Fact] = {}
+    first: dict[Any, str] = {}
+    same: dict[str, str] = {}
     for name, tensor in tensors.items():
         facts[name] = Fact(tuple(tensor.shape), tensor.dtype)
         if tensor.numel() and tensor.device.type != "meta":
