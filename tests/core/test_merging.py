@@ -158,11 +158,11 @@ def test_files_and_memory_give_the_same_and_shards_resume(rule, tmp_path, monkey
 
     real = written._write
 
-    def once(path: Path, shard: dict) -> None:
+    def once(path: Path, *rest) -> None:
         calls.append(path.name)
         if len(calls) == 2:
             raise Interrupted
-        real(path, shard)
+        real(path, *rest)
 
     monkeypatch.setattr(written, "_write", once)
     again = tmp_path / "again"
@@ -183,7 +183,7 @@ def test_an_interrupted_merge_with_another_recipe_starts_anew(tmp_path, monkeypa
     start = folder(tmp_path / "base", base)
     given = [folder(tmp_path / f"m{i}", m) for i, m in enumerate(models)]
     real = written._write
-    monkeypatch.setattr(written, "_write", lambda path, shard: real(path, shard) or 1 / 0)
+    monkeypatch.setattr(written, "_write", lambda *args: real(*args) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
         merge(start, given, DARE, seed=1, out=tmp_path / "out", progress=False)
     monkeypatch.setattr(written, "_write", real)
@@ -236,6 +236,22 @@ def test_targets_choose_and_the_others_stay_as_in_the_base() -> None:
         merge(base, models, Average, targets=["nowhere*"])
 
 
+def test_files_of_every_dtype_and_shape_are_read_by_the_library(tmp_path) -> None:
+    g = torch.Generator().manual_seed(0)
+    dtypes = (torch.float16, torch.float64, torch.bfloat16, torch.float32)
+    base = {f"w.{i}": torch.randn(3, 5, generator=g).to(d) for i, d in enumerate(dtypes)}
+    base |= {"none": torch.zeros(0, 4), "one": torch.tensor(2.5), "flag": torch.tensor([True])}
+    base |= {"steps": torch.arange(3), "bytes": torch.arange(5, dtype=torch.uint8)}
+    model = {n: t + 1 if t.is_floating_point() else t for n, t in base.items()}
+    expected = merge(base, [model], Average)
+    out = merge(base, [model], Average, out=tmp_path / "out", progress=False)
+    found = load_file(out / "model.safetensors")
+    assert found.keys() == base.keys()
+    for name, value in expected.items():
+        assert found[name].dtype == value.dtype
+        assert torch.equal(found[name], value), name
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_dtypes_are_kept_and_the_work_is_done_in_float32_at_least(dtype: torch.dtype) -> None:
     base, models = family(3, dtype)
@@ -244,6 +260,13 @@ def test_dtypes_are_kept_and_the_work_is_done_in_float32_at_least(dtype: torch.d
     exact = torch.stack([flat(m) for m in models]).mean(dim=0)
     assert torch.equal(flat(merged), exact.to(dtype).double()) or dtype == torch.float64
     assert merge(base, models, Average, dtype=torch.float32)["out.bias"].dtype == torch.float32
+
+
+def test_a_result_too_large_for_its_dtype_is_refused() -> None:
+    base = {"w": torch.zeros(4, dtype=torch.float16)}
+    model = {"w": torch.full((4,), 6e4, dtype=torch.float16)}
+    with pytest.raises(ValueError, match="'w' of the result is not finite"):
+        merge(base, [model], TaskArithmetic(scale=2.0))
 
 
 def test_modules_and_tied_tensors() -> None:

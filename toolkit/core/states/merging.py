@@ -4,14 +4,14 @@ r"""Several models into one, over state dicts, modules or folders, one tensor at
 
 The steps: check all models against each other, decide for each tensor (:mod:`.plan`), let the rule
 survey what it must know (:class:`.rules.Rule`), merge piece by piece (:mod:`.streams`), write shard
-by shard (:mod:`.written`).
+by shard (:mod:`.written`). What is in memory at a time is a piece of one tensor.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -67,7 +67,7 @@ def merge(
         out: a folder that does not exist yet. Its tensors are written as safetensors in shards,
             with configuration and tokenizer of the base and the recipe of the merge. An interrupted
             merge goes on when it is called again.
-        shard_bytes: most bytes of a shard, which is held in memory.
+        shard_bytes: most bytes of a shard; an interrupted merge loses the shard it was at.
         tokenizer: "refuse" models whose tokenizer differs from the base's, or take the "base"'s.
         progress: whether to print the plan and show a bar; None for: when ``out`` is given.
 
@@ -108,7 +108,7 @@ def merge(
     folder = Folder(Path(out), plan, recipe, first, others, shard_bytes, tokenizer)
     if loud:
         print(plan)
-    return folder.fill(work.survey, work.tensor, loud)
+    return folder.fill(work.survey, work.parts, loud)
 
 
 class _Work:
@@ -120,40 +120,40 @@ class _Work:
     ) -> None:  # fmt: skip
         self.rule, self.base, self.models, self.plan = rule, base, models, plan
         names = [name for name in plan.merged if name not in plan.tied]
-        self.stream = Stream(base, models, names, weights, seed)
+        self.stream = Stream(base if rule.needs_base else None, models, names, weights, seed)
 
     def survey(self) -> dict[str, Any]:
         """What the rule must know of the whole model."""
         return dict(self.rule.survey(self.stream)) if self.rule.scope == "model" else {}
 
-    def tensor(self, name: str, facts: Mapping[str, Any]) -> Tensor:
-        """One tensor of the result."""
+    def parts(self, name: str, facts: Mapping[str, Any]) -> Iterator[Tensor]:
+        """One tensor of the result, in flat parts that follow each other."""
         fact, how = self.plan.facts[name], self.plan.how[name]
         sources = [self.base or self.models[0], *self.models]
         source = source_of(how)
         if source is not None:
-            return sources[source].read(name).to(fact.dtype)
+            yield sources[source].read(name).reshape(-1).cpu().to(fact.dtype)
+            return
         if how == AVERAGE:
-            found = [one.read(name) for one in self.models]
+            found = [one.read(name).reshape(-1).cpu() for one in self.models]
             mean = torch.stack([one.to(working(one.dtype)) for one in found]).mean(dim=0)
-            return mean.to(fact.dtype)
+            yield mean.to(fact.dtype)
+            return
         assert how == MERGED
         own = dataclasses.replace(self.stream, names=[name], facts=facts)
         if self.rule.spreads:
             own.checked.add(name)
         if self.rule.scope == "tensor":
             own.facts = self.rule.survey(own)
-        result = torch.empty(fact.count, dtype=fact.dtype)
         for piece in own:
-            new = self.rule.merged(piece)
+            new = self.rule.merged(piece).to(fact.dtype)
             if not finite(new):
                 own.culprit(piece)
                 raise ValueError(
                     f"tensor {name!r} of the result is not finite, though those of the models are; "
                     "their numbers are too large for this rule and its settings"
                 )
-            result[piece.start : piece.start + len(piece)] = new
-        return result.view(fact.shape)
+            yield new
 
 
 def _in_memory(work: _Work, loud: bool) -> dict[str, Tensor]:
@@ -161,7 +161,14 @@ def _in_memory(work: _Work, loud: bool) -> dict[str, Tensor]:
     result: dict[str, Tensor] = {}
     for name in tqdm(work.plan.how, desc="merge", unit="tensor", disable=not loud):
         tied = work.plan.tied.get(name)
-        result[name] = work.tensor(name, facts).clone() if tied is None else result[tied]
+        if tied is not None:
+            result[name] = result[tied]
+            continue
+        fact = work.plan.facts[name]
+        result[name], start = torch.empty(fact.shape, dtype=fact.dtype), 0
+        for part in work.parts(name, facts):
+            result[name].view(-1)[start : start + len(part)] = part
+            start += len(part)
     return result
 
 

@@ -9,18 +9,19 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+import struct
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
+import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from toolkit.core import io
 from toolkit.core.states.plan import Plan
-from toolkit.core.states.stored import INDEX, WHOLE, Stored, index_of, layout
+from toolkit.core.states.stored import CODES, INDEX, WHOLE, Fact, Stored, index_of, layout
 
 RECIPE = "merge_recipe.json"
 NOTES, SURVEY = "merging.json", "survey.json"
@@ -121,13 +122,13 @@ class Folder:
 
     def fill(
         self, survey: Callable[[], dict[str, Any]],
-        tensor: Callable[[str, Mapping[str, Any]], Tensor], loud: bool,
+        parts: Callable[[str, Mapping[str, Any]], Iterator[Tensor]], loud: bool,
     ) -> Path:  # fmt: skip
         """Compute what is not there yet, write it, and move the folder into place.
 
         Args:
             survey: what the rule must know of the whole model.
-            tensor: one tensor of the result, from its name and the survey.
+            parts: one tensor of the result in flat parts, from its name and the survey.
             loud: whether to show a bar.
         """
         there = self._there()
@@ -138,14 +139,14 @@ class Folder:
             if not there:
                 io.write_text(self.part / NOTES, self.notes)
             try:
-                self._fill(there, survey, tensor, loud)
+                self._fill(there, survey, parts, loud)
             except ValueError:  # what cannot be merged now cannot be merged later
                 shutil.rmtree(self.part, ignore_errors=True)
                 raise
             os.replace(self.part, self.out)
         return self.out
 
-    def _fill(self, there: list[str], survey: Callable, tensor: Callable, loud: bool) -> None:
+    def _fill(self, there: list[str], survey: Callable, parts: Callable, loud: bool) -> None:
         todo = {file: names for file, names in self.shards.items() if file not in there}
         facts = self._surveyed(survey) if todo else {}
         total = sum(map(len, self.shards.values()))
@@ -154,11 +155,13 @@ class Folder:
             total=total, initial=done, desc="merge", unit="tensor", disable=not loud
         ) as progress:
             for file, names in todo.items():
-                shard = {}
-                for name in names:
-                    shard[name] = tensor(name, facts).contiguous()
+                shard = {name: self.plan.facts[name] for name in names}
+
+                def numbers(name: str) -> Iterator[Tensor]:
+                    yield from parts(name, facts)
                     progress.update()
-                _write(self.part / file, shard)
+
+                _write(self.part / file, shard, numbers)
         if len(self.shards) > 1:
             io.write_text(self.part / INDEX, index_of(self.shards, self.plan.facts))
         self._beside()
@@ -194,8 +197,37 @@ class Folder:
             io.write_text(config, json.dumps(told | {key: self.recipe.dtype}, indent=2) + "\n")
 
 
-def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    io.write_beside(path, lambda file: save_file(dict(tensors), file, metadata={"format": "pt"}))
+def _write(
+    path: Path, facts: Mapping[str, Fact], numbers: Callable[[str], Iterator[Tensor]]
+) -> None:
+    """Write a safetensors file part by part.
+
+    The library writes tensors that are there whole; a header and numbers in its order are all that
+    the format is, and written so, no tensor and no shard need be in memory.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    # the format wants wide numbers first, so that all are aligned
+    names = sorted(facts, key=lambda name: -facts[name].dtype.itemsize)
+    start = 0
+    for name in names:
+        fact, end = facts[name], start + facts[name].bytes
+        header[name] = {
+            "dtype": CODES[fact.dtype], "shape": list(fact.shape), "data_offsets": [start, end],
+        }  # fmt: skip
+        start = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+
+    def fill(file: Path) -> None:
+        with file.open("wb", buffering=0) as stream:
+            stream.write(struct.pack("<Q", len(text)) + text)
+            for name in names:
+                for part in numbers(name):
+                    view = memoryview(part.contiguous().view(torch.uint8).numpy())
+                    while view:  # a disk may take less than it is given
+                        view = view[stream.write(view) :]
+
+    io.write_beside(path, fill)
 
 
 def _same_words(base: Stored, models: Sequence[Stored]) -> None:
