@@ -29,6 +29,8 @@ _EXPORTS = {
 def __getattr__(name: str) -> Any:
     if name.startswith("_"):
         raise AttributeError(f"module 'toolkit' has no attribute {name!r}")
+    if name == "merge":  # the part's package, which can be called
+        return importlib.import_module("toolkit.merge")
     if name in _EXPORTS:
         module = importlib.import_module(_EXPORTS[name])
         return getattr(module, name)
@@ -45,4 +47,4 @@ def __getattr__(name: str) -> Any:
 def __dir__() -> list[str]:
     from toolkit.core.declare.catalogue import catalogue
 
-    return sorted([*_EXPORTS, *(entry.class_name for entry in catalogue())])
+    return sorted([*_EXPORTS, "merge", *(entry.class_name for entry in catalogue())])

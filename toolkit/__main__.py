@@ -1,4 +1,4 @@
-"""``python -m toolkit``: list the methods, show one, run one on a small task, or measure a lab."""
+"""``python -m toolkit``: list the methods, show one, run one, merge models, or measure a lab."""
 
 from __future__ import annotations
 
@@ -31,6 +31,23 @@ def main(arguments: list[str] | None = None) -> int:
     run.add_argument("--lr", type=float, default=5e-3)
     run.add_argument("--seed", type=int, default=0)
     run.set_defaults(do=do_run)
+    merging = commands.add_parser("merge", help="make one model of several in files")
+    merging.add_argument("--base", help="folder or file of what the models were trained from")
+    merging.add_argument("--models", nargs="+", metavar="DIR", help="folders or files")
+    merging.add_argument("--method", help="slug of the rule")
+    merging.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="its settings")
+    merging.add_argument("--weights", nargs="+", type=float, help="one per model")
+    merging.add_argument(
+        "--targets", nargs="+", help="name patterns of what takes part; all if none"
+    )
+    merging.add_argument("--heads", help="tensors that differ: refuse, base or a model's number")
+    merging.add_argument("--buffers", help="statistics: average, base or a model's number")
+    merging.add_argument("--dtype", help="of the result, as float16")
+    merging.add_argument("--seed", type=int, help="of random masks")
+    merging.add_argument("--tokenizer", choices=["refuse", "base"], default="refuse")
+    merging.add_argument("--like", metavar="FILE", help="recipe of an earlier merge")
+    merging.add_argument("--out", required=True, help="folder to make")
+    merging.set_defaults(do=do_merge)
     lab = commands.add_parser("lab", help="measure the experiments of a chapter")
     lab_command.options(lab)
     lab.set_defaults(do=lab_command.main)
@@ -40,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (ImportError, KeyError, TypeError, ValueError) as error:
         print(f"error: {error.args[0] if error.args else error}", file=sys.stderr)
         return 2
-    except io.DiskFull as error:
+    except (io.DiskFull, FileExistsError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
@@ -65,6 +82,50 @@ def do_run(args: argparse.Namespace) -> int:
     chosen = settings(found, args.set)
     print(json.dumps(trial(found, chosen, args.steps, args.lr, args.seed), indent=2))
     return 0
+
+
+def do_merge(args: argparse.Namespace) -> int:
+    """Merge as the arguments say, and as the recipe says where they are silent."""
+    import torch
+
+    from toolkit.core.states.merging import merge
+
+    given = {name: value for name, value in vars(args).items() if value is not None}
+    told = recipe(args.like) | given if args.like else given
+    if not told.get("models") or not told.get("method"):
+        raise ValueError("write --models and --method, or --like with a recipe that has both")
+    found = entry(told["method"])
+    kept = told.get("settings", {}) if args.method in (None, told.get("rule")) else {}
+    method = found.method(**(kept | settings(found, args.set)))
+    dtype = getattr(torch, told.get("dtype") or "", None)
+    if told.get("dtype") and not isinstance(dtype, torch.dtype):
+        raise ValueError(f"--dtype {told['dtype']}: write a dtype of PyTorch, as float16")
+    options: dict[str, Any] = {
+        name: int(told[name]) if str(told[name]).isdigit() else told[name]
+        for name in ("weights", "targets", "heads", "buffers", "seed", "tokenizer")
+        if name in told
+    }
+    out = merge(told.get("base"), told["models"], method, dtype=dtype, out=args.out, **options)
+    print(out)
+    return 0
+
+
+def recipe(path: str) -> dict[str, Any]:
+    """What a file of an earlier merge says, without what it leaves open.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file, or no recipe.
+    """
+    from toolkit.core.states.written import Recipe
+
+    told = io.read_json(path)
+    names = {f.name for f in dataclasses.fields(Recipe)}
+    if not isinstance(told, dict) or set(told) != names:
+        raise ValueError(f"--like {path} is no recipe of a merge; it needs {sorted(names)}")
+    if any(model is None for model in told["models"]):
+        told["models"] = None
+    told["method"] = told["rule"]
+    return {name: value for name, value in told.items() if value is not None}
 
 
 def listing(entries: list[Entry]) -> str:

@@ -92,6 +92,22 @@ def sweep(around: Path) -> None:
                     _unlock(lock)
 
 
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Hold a folder for this process alone, where folders can be locked.
+
+    Raises:
+        RuntimeError: another process holds it.
+    """
+    lock = _locked(folder)
+    if lock is None and fcntl is not None and folder.is_dir():
+        raise RuntimeError(f"another process works in {folder}; wait for it, or end it")
+    try:
+        yield
+    finally:
+        _unlock(lock)
+
+
 def _locked(folder: Path) -> int | None:
     """A handle that holds the folder's lock; None if another holds it or locks do not work."""
     if fcntl is None:
