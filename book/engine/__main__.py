@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,16 +11,18 @@ from pathlib import Path
 import joblib
 import psutil
 
-from book.engine import course, marks, notebooks, practice, site, trial, verify
+from book.engine import beds, course, marks, notebooks, practice, site, trial, verify
 from book.engine.options import chapter_options, limit_options, run_options
 from book.engine.plan import RULES, Failure, Task, assess, cuda_available, without_gpu
 from book.engine.progress import report
-from book.engine.project import EngineError, Project, no_room
+from book.engine.project import Chapter, EngineError, Project, no_room
 from book.engine.schedule import Budget, run_tasks, stopping
 from book.engine.serve import server
 from toolkit.core.program import run_program
+from toolkit.core.runs.code import Tracer
 
 ROOT = Path(__file__).resolve().parents[2]
+NAMES = "chapters (slugs) and beds (beds/NAME); default all"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -70,11 +73,11 @@ def parser() -> argparse.ArgumentParser:
     chapter_options(trying, force=False)
     limit_options(trying)
     checking = command("verify", check, "compare a commit's chapters with today's, exactly, at ci")
-    checking.add_argument("names", nargs="*", metavar="NAME", help="chapters; default all")
+    checking.add_argument("names", nargs="*", metavar="NAME", help=NAMES)
     checking.add_argument("--base", required=True, metavar="COMMIT", help="commit to compare with")
     limit_options(checking)
     listing = command("list", show, "show what is stale, numbers and pages, and why", RULES)
-    listing.add_argument("names", nargs="*", metavar="NAME", help="chapters (slugs); default all")
+    listing.add_argument("names", nargs="*", metavar="NAME", help=NAMES)
     command("notebooks", rehearsal, "write today's chapters to _build/ci, to be run by nbval")
     rendering = command("render", render, "render the recorded pages to _build/html")
     rendering.add_argument("--all", action="store_true", help="render every page anew")
@@ -150,8 +153,8 @@ def attempt(project: Project, options: argparse.Namespace) -> int:
 def check(project: Project, options: argparse.Namespace) -> int:
     """``verify``: 1 when anything differed or failed."""
     with stopping() as stop:
-        chapters = project.select(options.names)
-        rows = verify.run(project, chapters, options.base, _alone(options), stop, print)
+        chosen = _chosen(project, options.names)
+        rows = verify.run(project, *chosen, options.base, _alone(options), stop, print)
     print(verify.table(rows))
     return 1 if any(row.bad for row in rows) else 0
 
@@ -170,16 +173,31 @@ def _alone(options: argparse.Namespace) -> Budget:
 
 
 def show(project: Project, options: argparse.Namespace) -> int:
-    """``list``: each chapter, its scale, and why its numbers or its page are stale."""
-    tasks, failures = assess(project, project.select(options.names))
-    width = max((len(c.name) for c in project.chapters.values()), default=0)
+    """``list``: each chapter and bed, its scale, and why its numbers or its page are stale."""
+    chapters, of_beds = _chosen(project, options.names)
+    tasks, failures = assess(project, chapters)
+    names = [c.name for c in project.chapters.values()] + [bed.slug for bed in of_beds]
+    width = max(map(len, names), default=0)
     for task in tasks:
         print(f"{task.chapter.name:{width}}  {_state(task)}")
+    tracer = functools.cache(functools.partial(Tracer, project.root))
+    for bed in of_beds:
+        reasons = beds.stale_reasons(bed, tracer)
+        words = f"stale ({'; '.join(reasons)})" if reasons else "fresh"
+        print(f"{bed.slug:{width}}  {bed.scale}: numbers {words}")
     for failure in failures:
         print(f"{failure.chapter:{width}}  broken: {failure.message}")
     for page in project.orphans():
         print(f"{page.relative_to(project.root)}: its source is gone, remove it")
     return 1 if failures else 0
+
+
+def _chosen(project: Project, names: list[str]) -> tuple[list[Chapter], list[beds.Bed]]:
+    """The chapters and the beds of these names; all of both for no names."""
+    of_beds = [name for name in names if name.startswith("beds/")]
+    others = [name for name in names if name not in of_beds]
+    chapters = project.select(others) if others or not names else []
+    return chapters, beds.select(project, of_beds) if names else beds.every(project)
 
 
 def _state(task: Task) -> str:

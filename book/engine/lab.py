@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ __all__ = [
     "environment",
     "load",
     "measure",
+    "run_to_end",
     "same_code",
     "sha256",
     "stale_reasons",
@@ -166,10 +167,41 @@ def measure(
     Raises:
         Ended: it failed or took too long; ``words`` holds the end of what it said.
     """
+    said = run_to_end(
+        project, command(chapter, scale), results, stop, seconds=seconds, home=home, show=show
+    )
+    if not (results / chapter.results(scale).name).is_file():
+        raise Ended(f"its lab wrote no {chapter.results(scale).name}", said)
+
+
+def run_to_end(
+    project: Project,
+    words: Sequence[str],
+    results: Path,
+    stop: threading.Event,
+    *,
+    seconds: float,
+    home: Path | None = None,
+    show: bool = False,
+) -> str:
+    """Run a command that measures; returns the end of what it said.
+
+    Args:
+        project: where.
+        words: the command.
+        results: folder that takes what it writes.
+        stop: when set, it is ended and KeyboardInterrupt raised.
+        seconds: the longest it may run.
+        home: see :func:`environment`.
+        show: see :func:`measure`.
+
+    Raises:
+        Ended: it failed or took too long; ``words`` holds the end of what it said.
+    """
     results.mkdir(parents=True, exist_ok=True)
     said: collections.deque[str] = collections.deque(maxlen=KEPT_LINES)
     process = subprocess.Popen(
-        [sys.executable, "-P", LEASH, str(os.getpid()), *command(chapter, scale)],
+        [sys.executable, "-P", LEASH, str(os.getpid()), *words],
         cwd=project.root,
         env=environment(project, results, home),
         stdin=subprocess.DEVNULL,
@@ -190,8 +222,8 @@ def measure(
             if stop.is_set():
                 raise KeyboardInterrupt
             if time.monotonic() > end:
-                words = f"ended: its lab ran longer than {seconds:.0f} s; what it measured is kept"
-                raise Ended(words, "".join(said))
+                late = f"ended: its lab ran longer than {seconds:.0f} s; what it measured is kept"
+                raise Ended(late, "".join(said))
             time.sleep(0.1)
     finally:
         family.end(members.values())
@@ -200,5 +232,4 @@ def measure(
     if process.returncode:
         last = said[-1].strip() if said else f"exit code {process.returncode}"
         raise Ended(f"its lab is not complete: {last}", "".join(said))
-    if not (results / chapter.results(scale).name).is_file():
-        raise Ended(f"its lab wrote no {chapter.results(scale).name}", "".join(said))
+    return "".join(said)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
 import filelock
 
-from book.engine import clear, key, lab, record
+from book.engine import beds, clear, key, lab, record
 from book.engine.clear import Side
 from book.engine.plan import Task, parted, recorded
-from book.engine.project import Chapter, Project, write
+from book.engine.project import Project, write
 from book.engine.source import Source
 from toolkit.core.runs import code, results
 from toolkit.core.runs.provenance import pins
@@ -66,15 +70,53 @@ def _against(task: Task, base: Source, sides: tuple[Side, Side], ran: set[str]) 
     found += clear.objections(old, task.parts["code"], before, now, ran)
     if task.chapter.lab is not None:
         document = lab.load(task.chapter.results(scale))
-        for function, digests in results.digests_by_function(document).items():
-            try:
-                then, today = (side.tracer(scale).of_name(function) for side in sides)
-            except ValueError as error:
-                return [str(error)]
-            if digests - {code.digest(then), code.digest(today)}:
-                return [earlier]
-            found += clear.objections(then, today, before, now, ran)
+        found += _against_results(document, scale, sides, ran, earlier)
     return list(dict.fromkeys(found))
+
+
+def _against_results(
+    document: Mapping[str, Any],
+    scale: str,
+    sides: tuple[Side, Side],
+    ran: set[str],
+    earlier: str,
+) -> list[str]:
+    """What speaks against giving results the keys of today, in words."""
+    found: list[str] = []
+    for function, digests in results.digests_by_function(document).items():
+        try:
+            then, today = (side.tracer(scale).of_name(function) for side in sides)
+        except ValueError as error:
+            return [str(error)]
+        if digests - {code.digest(then), code.digest(today)}:
+            return [earlier]
+        found += clear.objections(then, today, *sides, ran)
+    return list(dict.fromkeys(found))
+
+
+def renew_bed(bed: beds.Bed, sides: tuple[Side, Side], ran: set[str]) -> list[str]:
+    """Renew a bed whose two runs agree; returns what was done, or what speaks against it.
+
+    Args:
+        bed: today's results.
+        sides: code of the base and of today.
+        ran: functions that today's run called.
+    """
+    reasons = beds.stale_reasons(bed, sides[1].tracer)
+    if not reasons:
+        return ["fresh"]
+    document = lab.load(bed.file)
+    commits = ", ".join(sorted({source["commit"][:9] for source in document["provenance"]}))
+    earlier = f"it was measured with other code than the base has (its commit: {commits})"
+    pinned = {source["constraints"] for source in document["provenance"]}
+    if pinned | {pins(sides[0].root)} != {pins(bed.root)}:
+        against = ["versions of packages changed"]
+    else:
+        against = _against_results(document, bed.scale, sides, ran, earlier)
+    if against:
+        return [f"not renewed: {words}" for words in against]
+    _renew_results(bed.root, bed.slug, bed.scale, sides[1], record.today())
+    return [f"renewed: {'; '.join(reasons)}"]
 
 
 def _write(task: Task, project: Project, now: Side) -> list[str]:
@@ -83,7 +125,7 @@ def _write(task: Task, project: Project, now: Side) -> list[str]:
     told = page["results"]
     file = chapter.results(scale)
     if chapter.lab is not None:
-        _renew_results(chapter, scale, now, today)
+        _renew_results(project.root, chapter.slug, scale, now, today)
     if told:
         told = {"file": file.name, "sha256": lab.sha256(file)}
     provenance = {
@@ -101,12 +143,12 @@ def _write(task: Task, project: Project, now: Side) -> list[str]:
     return [f"renewed: {'; '.join([*task.numbers, *task.page])}"]
 
 
-def _renew_results(chapter: Chapter, scale: str, now: Side, today: str) -> None:
+def _renew_results(root: Path, slug: str, scale: str, now: Side, today: str) -> None:
     """Store today's code keys with every job, and the day they were verified."""
-    document = lab.load(chapter.results(scale))
+    folder = root / "book" / "results"
+    document = lab.load(results.results_path(folder, slug, scale))
     new = results.renewed(document, now.tracer(scale).of_name)
-    write(chapter.results(scale), results.text(new))
-    folder = chapter.results(scale).parent
-    told = results.read_times(folder, chapter.slug, scale)
+    results.write(folder, new)
+    told = results.read_times(folder, slug, scale)
     told = results.renewed_times(document, new, told)
-    results.write_times(folder, chapter.slug, scale, {**told, "verified": today})
+    results.write_times(folder, slug, scale, {**told, "verified": today})

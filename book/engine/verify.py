@@ -1,28 +1,27 @@
 """Comparing the chapters of a commit with today's, exactly, at ``ci``, on one machine.
 
 This is what makes the core safe to change: where nothing differs and every changed function ran,
-numbers that are stale only through code are good, and their keys are renewed.
+numbers that are stale only through code are good, and their keys are renewed. Test beds are
+compared like chapters.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import shutil
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import filelock
-
-from book.engine import probe, ran, renew
+from book.engine import beds, former, probe, ran, renew
 from book.engine.clear import Side
-from book.engine.compare import compare
-from book.engine.origin import git
+from book.engine.compare import Run, compare
 from book.engine.plan import Task, assess
-from book.engine.project import PACKAGE, Chapter, EngineError, Project
+from book.engine.project import Chapter, EngineError, Project
 from book.engine.schedule import Budget
-from book.engine.source import Source, read
+from book.engine.source import read
 from book.engine.trial import aside
 
 SCALE = "ci"
@@ -34,7 +33,7 @@ class Row:
     """What came of one chapter.
 
     Args:
-        name: the chapter.
+        name: the chapter, bed or probe.
         verdict: ``same``, ``differs``, ``failed`` or ``not compared``.
         words: what else there is to say, a line each.
         unstable: what differs between two runs of the base's own code.
@@ -50,19 +49,40 @@ class Row:
         return self.verdict in ("differs", "failed")
 
 
+Renewal = Callable[[set[str]], list[str]]
+"""Called with the functions that were compared; says what it did, or what speaks against it."""
+
+
+@dataclass
+class Compared:
+    """How one chapter or bed compares.
+
+    Args:
+        row: what came of it.
+        renewal: renews its keys; None where the two sides are not the same.
+        called: functions of today's toolkit that it called.
+    """
+
+    row: Row
+    renewal: Renewal | None = None
+    called: set[str] = field(default_factory=set)
+
+
 def run(
     project: Project,
     chapters: list[Chapter],
+    of_beds: list[beds.Bed],
     base: str,
     budget: Budget,
     stop: threading.Event,
     say: Callable[[str], None],
 ) -> list[Row]:
-    """Compare chapters with those of a commit and renew what the comparison clears.
+    """Compare chapters and beds with those of a commit and renew what the comparison clears.
 
     Args:
         project: today's.
         chapters: which of them.
+        of_beds: which beds.
         base: the commit.
         budget: time limits.
         stop: when set, the run is ended and KeyboardInterrupt raised.
@@ -71,80 +91,36 @@ def run(
     Raises:
         EngineError: ``base`` is no commit here, or holds no chapters that can be compared.
     """
-    commit = _commit(project, base)
+    commit = former.commit_of(project, base)
     tasks, failures = assess(project, chapters)
     rows = [Row(f.chapter, "failed", [f.message]) for f in failures]
-    with _checked_out(project, commit) as former:
-        sides = Side(former.root), Side(project.root)
+    with former.checked_out(project, commit) as earlier:
+        sides = Side(earlier.root), Side(project.root)
+        steps = [
+            (task.chapter.name, functools.partial(_chapter, task, sides)) for task in tasks
+        ] + [(bed.slug, functools.partial(_bed, bed, sides)) for bed in of_beds]
         same, called, probes = [], set(), []
-        for task in tasks:
-            say(f"{task.chapter.name}: runs at {SCALE}, with {commit[:9]} and as it is now")
-            row, base_source, here = _compared(task, project, former, budget, stop)
-            rows.append(row)
-            called |= here
-            if base_source is not None:
-                same.append((row, task, base_source))
-            for line in [row.verdict, *row.words][:SHOWN]:
+        for name, step in steps:
+            say(f"{name}: runs at {SCALE}, with {commit[:9]} and as it is now")
+            found = step(project, earlier, budget, stop)
+            rows.append(found.row)
+            called |= found.called
+            if found.renewal is not None:
+                same.append(found)
+            for line in [found.row.verdict, *found.row.words][:SHOWN]:
                 say(f"  {line}")
         with _emptied(project.root / "_build" / "verify" / "probes") as place:
-            for found in probe.run(project, former, place):
-                rows.append(Row(found.name, found.verdict, found.words))
-                for line in [f"{found.name}: {found.verdict}", *found.words]:
+            for tried in probe.run(project, earlier, place):
+                rows.append(Row(tried.name, tried.verdict, tried.words))
+                for line in [f"{tried.name}: {tried.verdict}", *tried.words]:
                     say(line)
-                probes.append(found)
+                probes.append(tried)
         # a function that ran in one of the chapters was compared there, whoever else reaches it
         called = probe.cleared(called, probes)
-        for row, task, base_source in same:
-            row.words = renew.renew(task, base_source, project, sides, called)
-            say(f"{row.name}: {'; '.join(row.words)}")
+        for found in same:
+            found.row.words = found.renewal(called)
+            say(f"{found.row.name}: {'; '.join(found.row.words)}")
     return rows
-
-
-def _commit(project: Project, base: str) -> str:
-    if git(project.root, "rev-parse", "--git-dir") is None:
-        raise EngineError(f"{project.root} is no git repository, so no commit can be compared with")
-    found = git(
-        project.root, "rev-parse", "--verify", "-q", "--end-of-options", f"{base}^{{commit}}"
-    )
-    if not found:
-        raise EngineError(f"BASE {base!r} is no commit here; see `git log --oneline`, or fetch it")
-    tree = git(project.root, "ls-tree", "-d", "--name-only", found, "book/chapters", PACKAGE) or ""
-    for folder in ("book/chapters", PACKAGE):
-        if folder not in tree.splitlines():
-            raise EngineError(
-                f"BASE {base!r} has no folder {folder}: it is of another format, or of a time "
-                "before it; choose a later commit"
-            )
-    return found
-
-
-@contextlib.contextmanager
-def _checked_out(project: Project, commit: str) -> Iterator[Project]:
-    """The commit's files in a folder of their own, removed however this ends."""
-    folder = project.root / "_build" / "verify"
-    locks = project.root / "_build" / "engine" / "locks"
-    locks.mkdir(parents=True, exist_ok=True)
-    try:
-        lock = filelock.FileLock(locks / "verify.lock", timeout=0).acquire()
-    except filelock.Timeout as error:
-        raise EngineError("another `verify` is at work here; wait for its end") from error
-    with lock:
-        _remove(project, folder)  # what a killed run left
-        try:
-            tree = folder / "base"
-            if git(project.root, "worktree", "add", "--detach", "-f", str(tree), commit) is None:
-                raise EngineError(f"git could not check {commit[:9]} out into {tree}")
-            former = Project(tree)
-            if not former.chapters:
-                raise EngineError(f"BASE {commit[:9]} has no chapters; choose a later commit")
-            yield former
-        finally:
-            _remove(project, folder)
-
-
-def _remove(project: Project, folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    git(project.root, "worktree", "prune")
 
 
 @contextlib.contextmanager
@@ -156,47 +132,83 @@ def _emptied(folder: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _compared(
+def _chapter(
     task: Task,
+    sides: tuple[Side, Side],
     project: Project,
-    former: Project,
+    earlier: Project,
     budget: Budget,
     stop: threading.Event,
-) -> tuple[Row, Source | None, set[str]]:
-    """How a chapter compares and, where it is the same, its source at the base and what ran."""
+) -> Compared:
+    """A chapter, with its lab if it has one."""
     name = task.chapter.name
-    twin = former.chapters.get(task.chapter.slug)
+    twin = earlier.chapters.get(task.chapter.slug)
     if twin is None:
-        return Row(name, "not compared", ["the base has no such chapter"]), None, set()
+        return Compared(Row(name, "not compared", ["the base has no such chapter"]))
     if bool(twin.lab) != bool(task.chapter.lab):
-        return Row(name, "not compared", ["only one of the two has a lab"]), None, set()
+        return Compared(Row(name, "not compared", ["only one of the two has a lab"]))
     try:
         base = Task(read(twin), SCALE, task.parts)
     except EngineError as error:
-        return Row(name, "failed", [f"at the base: {error}"]), None, set()
+        return Compared(Row(name, "failed", [f"at the base: {error}"]))
+
+    def once(side: Project, place: Path, home: Path | None) -> Run:
+        one = base if side is earlier else task
+        return aside(one, side, SCALE, place, budget, stop, home=home)[0]
+
+    renewal = functools.partial(renew.renew, task, base.source, project, sides)
+    return _compared(name, once, project, earlier, renewal)
+
+
+def _bed(
+    bed: beds.Bed,
+    sides: tuple[Side, Side],
+    project: Project,
+    earlier: Project,
+    budget: Budget,
+    stop: threading.Event,
+) -> Compared:
+    """The reference arms of a bed."""
+    seconds = budget.limits(SCALE).chapter
+
+    def once(side: Project, place: Path, home: Path | None) -> Run:
+        return beds.run(bed, side, SCALE, place, stop, seconds=seconds, home=home)
+
+    renewal = functools.partial(renew.renew_bed, bed, sides)
+    return _compared(bed.slug, once, project, earlier, renewal)
+
+
+def _compared(
+    name: str,
+    once: Callable[[Project, Path, Path | None], Run],
+    project: Project,
+    earlier: Project,
+    renewal: Renewal,
+) -> Compared:
+    """Run with the base's code and with today's and, where they differ, with the base's again."""
     with _emptied(project.root / "_build" / "verify" / "runs") as place:
         home = ran.prepare(project.root, place / "ran")
-        before, failed = aside(base, former, SCALE, place / "before", budget, stop)
-        if failed is not None:
-            return Row(name, "failed", [f"at the base: {before.failed}"]), None, set()
-        now, failed = aside(task, project, SCALE, place / "now", budget, stop, home=home)
-        if failed is not None:
-            return Row(name, "failed", [f"today: {now.failed}"]), None, set()
+        before = once(earlier, place / "before", None)
+        if before.failed:
+            return Compared(Row(name, "failed", [f"at the base: {before.failed}"]))
+        now = once(project, place / "now", home)
+        if now.failed:
+            return Compared(Row(name, "failed", [f"today: {now.failed}"]))
         found = compare(before, now)
         if found.differing:
-            again, failed = aside(base, former, SCALE, place / "again", budget, stop)
-            if failed is not None:
+            again = once(earlier, place / "again", None)
+            if again.failed:
                 words = [f"at the base, a second time: {again.failed}"]
-                return Row(name, "failed", words), None, set()
+                return Compared(Row(name, "failed", words))
             found = compare(before, now, again)
         called = ran.called(place / "ran")
     if found.differing:
-        return Row(name, "differs", found.differing, found.unstable), None, set()
-    return Row(name, "same", [], found.unstable), base.source, called
+        return Compared(Row(name, "differs", found.differing, found.unstable))
+    return Compared(Row(name, "same", [], found.unstable), renewal, called)
 
 
 def table(rows: list[Row]) -> str:
-    """One line a chapter, with what was left out as not reproducible."""
+    """One line for each chapter, bed and probe, with what was left out as not reproducible."""
     width = max((len(row.name) for row in rows), default=0)
     lines = [""]
     for row in rows:
@@ -206,5 +218,7 @@ def table(rows: list[Row]) -> str:
         if row.unstable:
             lines.append(f"{'':{width}}  not reproducible, left out: {', '.join(row.unstable)}")
     bad = sum(row.bad for row in rows)
-    chapters = sum(not row.name.startswith("probe ") for row in rows)
-    return "\n".join([*lines, f"{chapters} chapters, {bad} differ or failed"])
+    of_beds = sum(row.name.startswith("beds/") for row in rows)
+    chapters = sum(not row.name.startswith("probe ") for row in rows) - of_beds
+    compared = f"{chapters} chapters, {of_beds} beds" if of_beds else f"{chapters} chapters"
+    return "\n".join([*lines, f"{compared}, {bad} differ or failed"])

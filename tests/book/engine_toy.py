@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -90,6 +91,31 @@ LAB_COMMAND = '''
                  "experiments": experiments, "seeds": {n: [[0, 1]] for n in experiments}}
         file.write_text(results.text(found))
     '''
+BED_COMMAND = '''
+    """``python -m toolkit.labs.beds NAME --scale SCALE --seeds N --to DIR``, as the real one."""
+    import importlib, sys
+    from pathlib import Path
+    from toolkit.core.runs import results
+    from toolkit.core.runs.code import Tracer, digest
+    from toolkit.core.runs.provenance import pins
+
+    name, _, scale, _, seeds, _, folder = sys.argv[1:]
+    adapt = importlib.import_module(f"toolkit.labs.beds.{name}").adapt
+    definitions = Tracer(Path.cwd(), scale).of_function(adapt)
+    jobs = []
+    for seed in range(int(seeds)):
+        job = {"args": {"seed": seed, "scale": scale}, "record": adapt(seed, scale), "error": None,
+               "code": digest(definitions), "from": 0}
+        jobs.append({**job, "check": results.check(job)})
+    functions = {"*": f"toolkit.labs.beds.{name}.adapt"}
+    results.write(Path(folder), {
+        "schema": 2, "slug": f"beds/{name}", "scale": scale,
+        "provenance": [{"commit": "c0ffee" * 6, "constraints": pins(Path.cwd())}],
+        "codes": {digest(definitions): definitions},
+        "experiments": {name: {"functions": functions, "jobs": jobs}},
+        "tuning": {}, "seeds": {name: list(range(int(seeds)))},
+    })
+    '''
 LAB = """
     from toolkit.alpha.one import One
 
@@ -171,12 +197,28 @@ class Toy:
         self.write("toolkit/labs/alpha/__init__.py", "")
         self.write("toolkit/labs/alpha/one.py", _dedent(text))
         self.write("toolkit/__main__.py", _dedent(LAB_COMMAND))
-        parts = ("code", "code_index", "code_names", "code_tree", "results", "jobs")
+        self._core()
+        self.chapter("one", *VIEW)
+
+    def bed(self, name: str, text: str) -> None:
+        """Give the project a test bed, and the results of two runs at ``cpu``."""
+        self.write("toolkit/labs/__init__.py", "")
+        self.write("toolkit/labs/beds/__init__.py", "")
+        self.write("toolkit/labs/beds/__main__.py", _dedent(BED_COMMAND))
+        self.write(f"toolkit/labs/beds/{name}.py", _dedent(text))
+        self._core()
+        words = ["-m", "toolkit.labs.beds", name]
+        words += ["--scale", "cpu", "--seeds", "2", "--to", "book/results"]
+        home = {**os.environ, "PYTHONPATH": str(self.root)}
+        subprocess.run([sys.executable, *words], cwd=self.root, env=home, check=True)
+
+    def _core(self) -> None:
+        """The toolkit's own files that follow code and keep results."""
+        parts = ("code", "code_index", "code_names", "code_tree", "results", "jobs", "provenance")
         for name in ("io.py", *(f"runs/{part}.py" for part in parts)):
             text = (REPOSITORY / "toolkit/core" / name).read_text(encoding="utf-8")
             self.write(f"toolkit/core/{name}", text)
         self.write("toolkit/core/runs/__init__.py", "")
-        self.chapter("one", *VIEW)
 
     def jobs(self, slug: str = "one") -> int:
         """How many jobs the lab has run in this project's folder."""

@@ -263,6 +263,77 @@ def test_a_lab_is_renewed_with_its_results_and_runs_in_other_processes_are_seen(
     assert "nothing to run" in toy.engine("record", "one")
 
 
+BED = """\
+    DEPTH = {"ci": 1, "cpu": 3}
+
+
+    def deep(scale):
+        return DEPTH[scale]
+
+
+    def adapt(seed, scale):
+        return {"test": seed + deep(scale)}
+    """
+BED_FILE = "toolkit/labs/beds/pond.py"
+
+
+@pytest.fixture
+def pond(toy: Toy) -> Toy:
+    """A project with a measured bed and its commit."""
+    toy.bed("pond", BED)
+    took = {job["check"]: 1.0 for job in pond_jobs(toy)}
+    results.write_times(toy.root / "book/results", "beds/pond", "cpu", {"jobs": took})
+    toy.commit()
+    return toy
+
+
+def pond_jobs(toy: Toy) -> list[dict]:
+    found = json.loads((toy.root / "book/results/beds/pond.cpu.json").read_text())
+    return found["experiments"]["pond"]["jobs"]
+
+
+def test_a_bed_is_listed_compared_and_renewed(pond: Toy) -> None:
+    assert "beds/pond  cpu: numbers fresh" in pond.engine("list")
+    before = pond_jobs(pond)
+    pond.edit(BED_FILE, "return DEPTH[scale]", "depth = DEPTH[scale]\n    return depth")
+    said = pond.engine("list", "beds/pond")
+    assert said == f"beds/pond  cpu: numbers stale ({BED_FILE}: deep changed)\n"
+    said = pond.engine("verify", "beds/pond", "--base", "HEAD")
+    assert "beds/pond  same: renewed: " in said
+    assert "0 chapters, 1 beds, 0 differ or failed" in said
+    assert pond.engine("list", "beds/pond") == "beds/pond  cpu: numbers fresh\n"
+    after = pond_jobs(pond)
+    assert [job["record"] for job in before] == [job["record"] for job in after]
+    assert before[0]["code"] != after[0]["code"]
+    times = json.loads((pond.root / "book/results/times/beds/pond.cpu.json").read_text())
+    assert times["verified"]
+    assert set(times["jobs"]) == {job["check"] for job in after}
+    assert trees(pond) == []
+
+
+def test_a_bed_that_differs_or_cannot_be_cleared_stays_stale(pond: Toy) -> None:
+    kept = pond_jobs(pond)
+    pond.edit(BED_FILE, "return DEPTH", "return 1 + DEPTH")
+    said = pond.engine("verify", "beds/pond", "--base", "HEAD", code=1)
+    assert "record.test: 1 -> 2" in said
+    assert "0 chapters, 1 beds, 1 differ or failed" in said
+    pond.edit(BED_FILE, "1 + DEPTH", "DEPTH")
+    pond.edit(BED_FILE, '"cpu": 3', '"cpu": 4')
+    said = pond.engine("verify", "beds/pond", "--base", "HEAD")
+    assert f"not renewed: {BED_FILE}: DEPTH changed, which a ci run need not show" in said
+    pond.commit()
+    pond.edit(BED_FILE, "seed + deep(scale)", "deep(scale) + seed")
+    said = pond.engine("verify", "beds/pond", "--base", "HEAD")
+    assert "measured with other code than the base has (its commit: c0ffeec0f)" in said
+    pond.write("constraints.txt", "torch==1\n")
+    said = pond.engine("verify", "beds/pond", "--base", "HEAD")
+    assert "not renewed: versions of packages changed" in said
+    assert pond_jobs(pond) == kept
+    assert "there are no results of 'beds/lake'; there are: beds/pond" in pond.engine(
+        "list", "beds/lake", code=2
+    )
+
+
 @pytest.mark.parametrize(
     ("base", "words"),
     [

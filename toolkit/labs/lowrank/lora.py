@@ -270,11 +270,11 @@ def measure(runs: Runs, scale: Scale) -> None:
     n = scale.pick(ci=4, cpu=20, gpu=20)
     few = scale.pick(ci=4, cpu=8, gpu=20)
     size = {"pretraining": scale.pick(ci=30, cpu=400, gpu=400)}
-    steps = {"steps": scale.pick(ci=10, cpu=300, gpu=300)}
+    steps = {"steps": scale.pick(ci=6, cpu=300, gpu=300)}
     _digits(runs, scale, n, size | steps)
     compare(runs, scale, "abstracts", ABSTRACTS, arms(ABSTRACTS), ABSTRACTS_START, few)
     compare(runs, scale, "reviews", REVIEWS, arms(REVIEWS), REVIEWS_START, few)
-    size |= {"steps": scale.pick(ci=4, cpu=100, gpu=100)}
+    size |= {"steps": scale.pick(ci=2, cpu=100, gpu=100)}
     _scales(runs, scale, n, size)
     runs.table(
         "first draw", first_draw_run,

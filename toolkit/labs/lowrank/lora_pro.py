@@ -246,7 +246,7 @@ def _digits(runs: Runs, scale: Scale) -> None:
     seeds = [seed for block in blocks for seed in block]
     few = [seed for block in blocks for seed in block[: scale.pick(ci=1, cpu=2, gpu=10)]]
     some = [seed for block in blocks for seed in block[: scale.pick(ci=1, cpu=4, gpu=10)]]
-    steps = {"steps": scale.pick(ci=6, cpu=100, gpu=100)}
+    steps = {"steps": scale.pick(ci=2, cpu=100, gpu=100)}
     arms = {arm: more | steps for arm, more in more_of(DIGITS).items()}
     runs.table("digits as they are", digits_nothing, grid(arm=["nothing"], seed=seeds))
     found = runs.tune(
@@ -282,8 +282,8 @@ def _walks(runs: Runs, scale: Scale) -> None:
     runs.blocks("walks", blocks)
     runs.table("walks", walk, [
         {"arm": arm, "rank": rank, "rate": WALK_RATE, "seed": seed,
-         "steps": scale.pick(ci=8, cpu=60, gpu=60)}
-        for rank in scale.pick(ci=(1, 2, 8, 64), cpu=RANKS, gpu=RANKS)
+         "steps": scale.pick(ci=3, cpu=60, gpu=60)}
+        for rank in scale.pick(ci=(2, 8, 64), cpu=RANKS, gpu=RANKS)
         for seed in (seeds if rank in (2, 8) else few) for arm in ("lora", "lora_pro")
     ])  # fmt: skip
 

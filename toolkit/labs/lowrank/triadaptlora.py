@@ -247,7 +247,7 @@ TWENTY |= dict.fromkeys(("triadaptlora", "lot", "exponential"), planted_grown)
 def measure(runs: Runs, scale: Scale) -> None:
     """Every run of the lab: first each search for rates, then the runs that are reported."""
     few = scale.pick(ci=4, cpu=8, gpu=20)
-    steps = {"steps": scale.pick(ci=12, cpu=240, gpu=240)}
+    steps = {"steps": scale.pick(ci=10, cpu=240, gpu=240)}
     rate = _planted(runs, scale, "ten ranks", TEN, {"budget": 10} | steps)
     _planted(runs, scale, "twenty ranks", TWENTY, {"budget": 20} | steps)
     seeds = [seed for block in two_blocks(few) for seed in block]

@@ -176,7 +176,7 @@ def measure(runs: Runs, scale: Scale) -> None:
 def _digits(runs: Runs, scale: Scale) -> None:
     blocks = two_blocks(scale.pick(ci=4, cpu=20, gpu=20))
     seeds = [seed for block in blocks for seed in block]
-    size = {"steps": scale.pick(ci=10, cpu=150, gpu=150)}
+    size = {"steps": scale.pick(ci=5, cpu=150, gpu=150)}
     every = digits_arms()
     functions = {arm: DIGITS.get(arm, digits_id3) for arm in [*every, "nothing"]}
     found = runs.tune(
@@ -197,7 +197,7 @@ def _digits(runs: Runs, scale: Scale) -> None:
 def _abstracts(runs: Runs, scale: Scale) -> None:
     blocks = two_blocks(scale.pick(ci=4, cpu=8, gpu=20))
     seeds = [seed for block in blocks for seed in block]
-    size = {"scale": scale.name, "steps": scale.pick(ci=4, cpu=30, gpu=150)}
+    size = {"scale": scale.name, "steps": scale.pick(ci=3, cpu=30, gpu=150)}
     chosen = {"budget": scale.pick(ci=200, cpu=EQUAL, gpu=EQUAL)}
     every = {arm: chosen if ABSTRACTS[arm] is abstracts_id3 else {} for arm in ABSTRACTS_START}
     full = RATES["characters"]["full"]  # found by the bed's own search, which is the same

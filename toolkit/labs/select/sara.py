@@ -66,7 +66,7 @@ class Size(NamedTuple):
     judged: int
 
 
-SIZES = {"ci": Size(72, 100, 16, 128, 100), "cpu": Size(160, 3000, 300, 1000, 1000)}
+SIZES = {"ci": Size(72, 50, 8, 128, 100), "cpu": Size(160, 3000, 300, 1000, 1000)}
 
 
 def size(scale: str) -> Size:
