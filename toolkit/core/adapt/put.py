@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from toolkit.core.adapt import handles, scores, sites
+from toolkit.core.adapt import deciding, handles, scores, sites
 from toolkit.core.adapt import targets as names
 from toolkit.core.adapt.layer import AdaptedLayer, Placed, resume
 from toolkit.core.adapt.mask import MaskLayer
@@ -45,9 +45,9 @@ def adapt(
         model: any ``nn.Module``. The same layer used in several places is adapted once. It may
             carry other methods already, on other sites.
         method: a method with its hyperparameters, such as ``LoRA(rank=8)``, or several by pattern:
-            ``{"*.query": LoRA(rank=4), "*.bias": Train()}``. One that decides over all layers at
-            once has a function ``decided`` of the model, targets, batches, loss and train, which
-            returns the methods by pattern.
+            ``{"*.query": LoRA(rank=4), "*.bias": Train()}``. One that decides over all layers of
+            its pattern at once has a function ``decided`` of the model, targets, batches, loss and
+            train, which returns the methods by pattern, with ``sites``, the names it decided over.
         targets: for one method: see :func:`toolkit.core.adapt.targets.select`; None takes every
             linear layer.
         train: patterns of parameters that train beside the adapters, such as ``"head.*"``, or a
@@ -67,18 +67,19 @@ def adapt(
         RuntimeError: a site carries a method already.
     """
     handles.refuse_spread(model)
-    method, targets = _decided(method, model, targets, batches, loss, train)
-    wanted = _wanted(method, targets)
+    asked = _wanted(method, targets)
     beside = trained_beside(model, train)
     moved: dict[str, nn.Parameter] = {}
-    for one, pattern in wanted:
+    for one, pattern in asked:
         if is_train(one):
             moved |= trained_beside(model, "*" if pattern is None else pattern, "targets")
     weights = {id(p) for p in (beside | moved).values()}
-    chosen: dict[str, tuple[Any, nn.Module]] = {}
-    passed: dict[str, str] = {}
     modules = dict(model.named_modules())
     trained = {name for name, m in modules.items() if _weight(m) in weights} if weights else set()
+    trains = (beside | moved).keys().__contains__
+    wanted = deciding.decided(method, asked, model, batches, loss, trains, trained - {""})
+    chosen: dict[str, tuple[Any, nn.Module]] = {}
+    passed: dict[str, str] = {}
     bare = _bare(modules)
     for one, pattern in wanted:
         if is_train(one):
@@ -87,10 +88,7 @@ def adapt(
         layers = names.select(model, pattern, one.info.kinds, exclude=trained - {""})
         for name, layer in layers.items():
             if name in chosen:
-                raise ValueError(
-                    f"targets: {type(chosen[name][0]).__name__} and {type(one).__name__} both want "
-                    f"{name!r}; one site takes one method, so narrow one of the patterns"
-                )
+                raise deciding.both_want(chosen[name][0], one, name)
             chosen[name] = one, layer
         passed |= names.left_out(bare, pattern, one.info.kinds, trained | layers.keys())
     passed = {name: why for name, why in passed.items() if name not in chosen}
@@ -171,15 +169,6 @@ def _refuse_tied(
             "no choice of its entries is its own; untie them (give the layer a copy of the "
             "tensor), or leave the layer out of targets"
         )
-
-
-def _decided(
-    method: Any, model: nn.Module, targets: Targets, batches: Any, loss: Any, train: Any
-) -> tuple[Any, Any]:
-    """The methods and targets that a method wants which decides over all layers at once."""
-    decide = None if isinstance(method, type) else getattr(method, "decided", None)
-    found = None if decide is None else decide(model, targets, batches, loss, train)
-    return (method, targets) if found is None else (found, None)
 
 
 def _wanted(method: Any, targets: Targets) -> list[tuple[Any, Any]]:
