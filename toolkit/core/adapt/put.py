@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from typing import Any
 
 import torch
@@ -104,7 +104,7 @@ def adapt(
     with torch.inference_mode(False):  # or nothing of what is built could train, ever
         built = {n: chosen[n][0].build(site, generator) for n, site in found.items()}
         uses = _uses(modules.values())
-        _refuse_tied(model, found, built, uses)
+        _refuse_tied(model, built, uses, weights)
         every = [m for m, _ in wanted]
         return _put(model, every, chosen, found, built, beside, moved, passed, uses)
 
@@ -145,27 +145,30 @@ def _uses(modules: Iterable[nn.Module]) -> dict[int, int]:
 
 
 def _refuse_tied(
-    model: nn.Module, found: Mapping[str, sites.Site], built: Mapping[str, nn.Module],
-    uses: Mapping[int, int],
-) -> None:  # fmt: skip
-    """Raise ValueError for a choice of entries of a weight that another module shares.
+    model: nn.Module, built: Mapping[str, nn.Module], uses: Mapping[int, int], weights: Set[int]
+) -> None:
+    """Raise ValueError for a choice of entries of a tensor that another module shares, or trains.
 
     A difference is the layer's own, but the entries of one tensor cannot move in one of its places
     and stay in the other.
     """
-    for name, site in found.items():
-        if not isinstance(built[name], MaskLayer):
-            continue
-        weight = model.get_submodule(name)._parameters.get(site.parameter)
-        if uses.get(id(weight), 0) < 2:
+    masks = {name: layer for name, layer in built.items() if isinstance(layer, MaskLayer)}
+    for name, parameter in ((n, key) for n, mask in masks.items() for key in mask.covers):
+        tensor = model.get_submodule(name)._parameters[parameter]
+        if id(tensor) in weights:
+            raise ValueError(
+                f"parameter '{name}.{parameter}' trains as a whole, so no choice of its entries "
+                "can be made; leave it out of train and Train(), or choose from weights alone"
+            )
+        if uses.get(id(tensor), 0) < 2:
             continue
         others = [
             key
             for key, value in handles.parameters(model, twice=True)
-            if value is weight and key != f"{name}.{site.parameter}"
+            if value is tensor and key != f"{name}.{parameter}"
         ]
         raise ValueError(
-            f"layer {name!r} shares its {site.parameter} with {', '.join(map(repr, others))}, so "
+            f"layer {name!r} shares its {parameter} with {', '.join(map(repr, others))}, so "
             "no choice of its entries is its own; untie them (give the layer a copy of the "
             "tensor), or leave the layer out of targets"
         )
