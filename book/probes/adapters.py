@@ -5,6 +5,7 @@ import warnings
 
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 import toolkit
 from toolkit import LoRA, adapt, load, load_peft
@@ -103,9 +104,32 @@ def one(name: str) -> None:
     told(f"{name} unload", lambda: checksum(adapted.unload().state_dict()))
 
 
+def refusals() -> None:
+    """What would take over a parameter of an adapted layer, above its adapter or below."""
+    takes = {
+        "weight norm": torch.nn.utils.weight_norm,
+        "spectral norm": torch.nn.utils.spectral_norm,
+        "parametrization": torch.nn.utils.parametrizations.weight_norm,
+        "pruning": lambda layer: prune.identity(layer, "weight"),
+    }
+    for name, take in takes.items():
+        layer = adapt(network(), LoRA(rank=2)).model[0]
+        try:
+            take(layer)
+        except (KeyError, TypeError, ValueError, RuntimeError):
+            print(name, "refused")
+        layer.own = nn.Parameter(torch.zeros(1))
+        del layer.own
+        take(layer.base)
+        told(f"{name} below", lambda layer=layer: layer.weight)
+    layer = adapt(network(), LoRA(rank=2)).model[0]
+    told("no parameter", lambda: layer._parameters["nothing"])
+
+
 def main() -> None:
     for name in METHODS:
         one(name)
+    refusals()
     told("no match", lambda: adapt(network(), LoRA(rank=2), targets=["nothing"]))
     told("class", lambda: adapt(network(), LoRA))
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import toolkit
-from toolkit import ID3, SPT, SaRA, SparseMask, adapt
+from toolkit import ID3, SPT, LoRA, SaRA, SparseMask, Train, adapt
 
 
 class Conv1D(nn.Module):
@@ -88,8 +88,48 @@ def scored() -> None:
     print("scored", sum(p.numel() for p in adapted.parameters()))
 
 
+def mapped() -> None:
+    """A budget in a mapping, alone and where another method wants the same layers."""
+    scoring = {"batches": [torch.ones(3, 300, dtype=torch.float64)], "loss": squared}
+    for beside in ({}, {"0": LoRA(rank=2)}, {"0.bias": Train()}):
+        model = network()
+        with contextlib.suppress(TypeError, ValueError):
+            adapt(model, {"*": SPT(budget=3000, rank=2), **beside}, **scoring)
+    with contextlib.suppress(ValueError):
+        adapt(network(), {"*": LoRA(rank=2), "0": LoRA(rank=2)})
+
+
+def squared(model: nn.Module, x) -> torch.Tensor:
+    return model(x).square().mean()
+
+
+def biased(folder: str = "biased") -> None:
+    """Entries of the biases too, where there are such: at the start the model is as it was."""
+    try:
+        from toolkit.select.sara.biases import SaRABiases as Method
+    except ImportError:
+        Method = SaRA
+    x, model = torch.ones(130, 300, dtype=torch.float64), network()
+    before = model(x)
+    for share in ({"share": 0.01}, {"threshold": 0.01}):
+        method = Method(switch=1, rank_weight=0.1, like="paper", **share)
+        adapted = adapt(model, method)
+        print("biased", torch.equal(model(x), before), adapted.report().shape)
+        optimizer = torch.optim.SGD(adapted.parameters(), lr=1e-3)
+        adapted.attach(optimizer, total_steps=3)
+        squared(model, x).backward()
+        optimizer.step()
+        filed(folder, model.eval(), adapted)
+        method.count(adapted.sites["0"].site)
+        model = network()
+    with contextlib.suppress(ValueError):
+        adapt(network(), {"*": Method(share=0.01), "*.bias": Train()})
+
+
 def main() -> None:
     torch.set_num_threads(1)
+    mapped()
+    biased()
     one(SparseMask(share=0.01, by="random"))
     one(SparseMask(share=0.01, by="largest"), tokens=100)
     files()

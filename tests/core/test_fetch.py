@@ -310,3 +310,45 @@ def test_a_hostile_archive_is_refused_whole(host, folder, promise, tmp_path, mon
         promise(host(plain(OK, packing)).url, **facts)
     assert {path for path in tmp_path.rglob("*") if not path.is_dir()} == before
     assert promise(host(plain(OK, archive(ONE))).url, **facts).digit.tolist() == [7]
+
+
+def tls_drop_by_drop(connection, host):
+    """The head of a long handshake record, and then hardly anything of it."""
+    drop_by_drop(b"\x16\x03\x03\x40\x00", b"x")(connection, host)
+
+
+DRAWN_OUT = {
+    "its headers": ("http", drop_by_drop(OK + b"X-A: ", b"x")),
+    "its body": ("http", drop_by_drop(OK + b"\r\n", b"x")),
+    "its handshake": ("https", tls_drop_by_drop),
+    "nothing": ("http", silent),
+}
+
+
+@pytest.mark.parametrize("proxy", [False, True])
+@pytest.mark.parametrize("what", DRAWN_OUT)
+def test_nothing_goes_on_after_the_time(host, tmp_path, monkeypatch, what, proxy):
+    scheme, answer = DRAWN_OUT[what]
+    url = host(answer).url.replace("http", scheme, 1)
+    if proxy:
+        monkeypatch.setenv("http_proxy", url.replace("https", "http"))
+        monkeypatch.setenv("https_proxy", url.replace("https", "http"))
+        monkeypatch.setenv("no_proxy", "")
+        url = f"{scheme}://nowhere.invalid/a"
+    before = {*threading.enumerate()}
+    with pytest.raises(fetch.TooSlow):
+        fetch.fetch(url, tmp_path / "a", 10_000, 0.3)
+    left = [t for t in threading.enumerate() if t not in before and "(work)" in t.name]
+    for thread in left:
+        thread.join(5)
+    assert not any(thread.is_alive() for thread in left)
+
+
+def test_a_connection_that_is_made_too_late_is_cut(host):
+    lines = fetch.Lines()
+    lines.cut()
+    one = host(silent)
+    with socket.create_connection(one.socket.getsockname()) as made:
+        lines.keep(made)
+        made.settimeout(5)
+        assert made.recv(1) == b""

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from tests.contracts.contracts import check
 from tests.contracts.rooms import Case
-from toolkit import SaRA, adapt, load
+from toolkit import ID3, SaRA, adapt, load
 from toolkit.select.sara import learning_rate, threshold_at
 from toolkit.select.sara.nuclear import dense, gradient, norm
 from toolkit.select.sara.values import fill, values
@@ -153,6 +153,27 @@ def test_the_second_stage_holds_what_grew_where_it_was() -> None:
         assert torch.equal(after[chosen & ~small], at_switch[chosen & ~small])
         assert bool((after[small] != at_switch[small]).all())
         assert 0 < len(layer.index) < int(chosen.sum())
+
+
+@pytest.mark.parametrize("method", [SaRA(threshold=0.2, switch=2, **OFF), ID3(budget=9)])
+def test_the_costs_count_what_ever_moved_and_what_still_trains(method) -> None:
+    adapted, _ = trained(network(), method, 5)
+    base, merged = network(), copy.deepcopy(adapted).merge()
+    differ = sum(int((merged[i].weight != base[i].weight).sum()) for i in (0, 2))
+    costs = adapted.costs()
+    assert costs["changed"] == differ
+    assert costs["trained"] == sum(len(a.values) for a in adapted.adapters.values())
+
+
+def test_the_costs_count_a_layer_in_which_nothing_trains_any_more(tmp_path) -> None:
+    adapted, _ = trained(network(), SaRA(threshold=0.2, switch=4, **OFF), 4)
+    ever = {name: a.changed for name, a in adapted.adapters.items()}
+    adapted.controller.rechoose({"0": torch.empty(0, dtype=torch.long)})
+    trains = adapted.adapters["2"].values.numel()
+    costs = adapted.costs()
+    assert (costs["trained"], costs["changed"]) == (trains, sum(ever.values()))
+    adapted.save(tmp_path / "a.safetensors")
+    assert load(network(), tmp_path / "a.safetensors").costs()["changed"] == costs["changed"]
 
 
 def test_a_second_stage_in_which_nothing_grew_keeps_the_choice() -> None:

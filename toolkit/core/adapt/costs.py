@@ -38,7 +38,8 @@ def costs(adapted: Any) -> dict[str, int]:
 
     Returns:
         ``trained``: numbers that receive gradients.
-        ``changed``: numbers of the model that differ from the base once merged.
+        ``changed``: numbers of the model that differ from the base once merged: those that train
+        now or ever did.
         ``stored_bytes``: bytes that one task adds on disk.
         ``training_bytes``: bytes of gradients, of AdamW's two moments (float32 each, or the
         tensor's own dtype) and of the method's own state. Activations are not in it: they
@@ -46,12 +47,7 @@ def costs(adapted: Any) -> dict[str, int]:
     """
     parameters = adapted.parameters()
     trained = sum(p.numel() for p in parameters)
-    # a layer that lost its whole rank (AdaLoRA after compact()) stays as it was
-    changed = sum(
-        getattr(p.layer.adapter, "changed", p.site.rows * p.site.cols)
-        for p in adapted.sites.values()
-        if any(t.numel() for t in p.layer.adapter.parameters())
-    )
+    changed = sum(_changed(placed) for placed in adapted.sites.values())
     changed += sum(p.numel() for p in adapted.extra.values())
     kept = [t for a in adapted.adapters.values() for t in a.state_dict().values()]
     kept += list(adapted.extra.values())
@@ -66,3 +62,13 @@ def costs(adapted: Any) -> dict[str, int]:
         "stored_bytes": sum(t.nbytes for t in kept),
         "training_bytes": training,
     }
+
+
+def _changed(placed: Any) -> int:
+    """Numbers of a site that differ from the base once merged."""
+    adapter = placed.layer.adapter
+    if hasattr(adapter, "changed"):
+        return adapter.changed
+    # a layer that lost its whole rank (AdaLoRA after compact()) stays as it was
+    trains = any(t.numel() for t in adapter.parameters())
+    return placed.site.rows * placed.site.cols if trains else 0

@@ -64,7 +64,8 @@ def frozen(layer: nn.Module, parameter: str, name: str) -> Tensor:
         raise RuntimeError(
             f"layer {name!r} no longer holds its {parameter} as a parameter, but computes it: it "
             "was pruned or parametrised after it was adapted. Make that final first "
-            "(torch.nn.utils.prune.remove, parametrize.remove_parametrizations), or unload()"
+            "(torch.nn.utils.prune.remove, remove_weight_norm, "
+            "parametrize.remove_parametrizations), or unload()"
         )
     if weight.is_meta and "_hf_hook" in layer.__dict__:
         raise RuntimeError(

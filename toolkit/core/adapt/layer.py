@@ -13,6 +13,7 @@ from torch.func import functional_call
 from toolkit.core.adapt import checkpoint
 from toolkit.core.adapt.computed import computed
 from toolkit.core.adapt.forwards import frozen, is_hooked, refuse_offloaded
+from toolkit.core.adapt.own import Own, refuse_pruning
 from toolkit.core.adapt.sites import Site
 from toolkit.core.adapt.steps.controller import Controller
 from toolkit.core.adapt.unfit import refuse_weight
@@ -28,6 +29,7 @@ class AdaptedLayer(nn.Module):
 
     def __init__(self, base: nn.Module, adapter: nn.Module):
         super().__init__()
+        self._parameters = Own(base, getattr(getattr(adapter, "site", None), "name", ""))
         self.base = base
         self.adapter = adapter
         self.train(base.training)
@@ -55,6 +57,8 @@ class AdaptedLayer(nn.Module):
             raise AttributeError(name)
         site = getattr(self.adapter, "site", None)
         if name in base._parameters or (site is not None and name == site.parameter):
+            if not torch.compiler.is_compiling():
+                refuse_pruning(self.__dict__["_parameters"], name)
             new = self.adapter.merged(base)
             if name not in new or new[name] is base._parameters[name]:
                 return base._parameters[name]

@@ -48,10 +48,29 @@ class MaskLayer(nn.Module):
         self.register_buffer("index", index)
         self.values = nn.Parameter(site.weight.reshape(-1)[index].to(site.dtype, copy=True))
 
+    @property
+    def size(self) -> int:
+        """How many numbers are chosen from."""
+        return self.site.rows * self.site.cols
+
+    @property
+    def covers(self) -> tuple[str, ...]:
+        """Names of the layer's parameters that are chosen from."""
+        return (self.site.parameter,)
+
+    def numbers(self, base: nn.Module) -> Tensor:
+        """The frozen numbers that are chosen from, (size,)."""
+        return frozen(base, self.site.parameter, self.site.name).reshape(-1)
+
+    def laid_out(self, base: nn.Module, numbers: Tensor) -> dict[str, Tensor]:
+        """New values of the layer's parameters, from all numbers that are chosen from."""
+        name = self.site.parameter
+        new = numbers.view(base._parameters[name].shape)
+        return {name: with_padding(base, self.site, new)}
+
     def merged(self, base: nn.Module) -> dict[str, Tensor]:
-        old = frozen(base, self.site.parameter, self.site.name)
-        new = old.reshape(-1).scatter(0, self.index, self.values.to(old.dtype))
-        return {self.site.parameter: with_padding(base, self.site, new.view(old.shape))}
+        old = self.numbers(base)
+        return self.laid_out(base, old.scatter(0, self.index, self.values.to(old.dtype)))
 
     def forward(self, base: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if (
@@ -72,8 +91,7 @@ class MaskLayer(nn.Module):
     @torch.no_grad()
     def origin(self, base: nn.Module) -> str:
         """Hash of the numbers of the base in whose place those of this layer stand."""
-        weight = frozen(base, self.site.parameter, self.site.name)
-        return fingerprint(weight.reshape(-1)[self.places()])
+        return fingerprint(self.numbers(base)[self.places()])
 
     def places(self) -> Tensor:
         """Where numbers may differ from the base, ascending."""
@@ -86,8 +104,7 @@ class MaskLayer(nn.Module):
         Raises:
             IndexError: an entry lies outside the weight, or is there twice.
         """
-        index = state.get("index", self.index)
-        size = self.site.rows * self.site.cols
+        index, size = state.get("index", self.index), self.size
         if index.numel() and not (int(index.min()) >= 0 and int(index.max()) < size):
             raise IndexError(f"index names entries outside the {size} of the weight")
         if len(index.unique()) != index.numel():

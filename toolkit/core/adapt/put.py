@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from toolkit.core.adapt import handles, scores, sites
+from toolkit.core.adapt import deciding, handles, scores, sites
 from toolkit.core.adapt import targets as names
 from toolkit.core.adapt.layer import AdaptedLayer, Placed, resume
 from toolkit.core.adapt.mask import MaskLayer
@@ -45,9 +45,9 @@ def adapt(
         model: any ``nn.Module``. The same layer used in several places is adapted once. It may
             carry other methods already, on other sites.
         method: a method with its hyperparameters, such as ``LoRA(rank=8)``, or several by pattern:
-            ``{"*.query": LoRA(rank=4), "*.bias": Train()}``. One that decides over all layers at
-            once has a function ``decided`` of the model, targets, batches, loss and train, which
-            returns the methods by pattern.
+            ``{"*.query": LoRA(rank=4), "*.bias": Train()}``. One that decides over all layers of
+            its pattern at once has a function ``decided`` of the model, targets, batches, loss and
+            train, which returns the methods by pattern, with ``sites``, the names it decided over.
         targets: for one method: see :func:`toolkit.core.adapt.targets.select`; None takes every
             linear layer.
         train: patterns of parameters that train beside the adapters, such as ``"head.*"``, or a
@@ -67,18 +67,19 @@ def adapt(
         RuntimeError: a site carries a method already.
     """
     handles.refuse_spread(model)
-    method, targets = _decided(method, model, targets, batches, loss, train)
-    wanted = _wanted(method, targets)
+    asked = _wanted(method, targets)
     beside = trained_beside(model, train)
     moved: dict[str, nn.Parameter] = {}
-    for one, pattern in wanted:
+    for one, pattern in asked:
         if is_train(one):
             moved |= trained_beside(model, "*" if pattern is None else pattern, "targets")
     weights = {id(p) for p in (beside | moved).values()}
-    chosen: dict[str, tuple[Any, nn.Module]] = {}
-    passed: dict[str, str] = {}
     modules = dict(model.named_modules())
     trained = {name for name, m in modules.items() if _weight(m) in weights} if weights else set()
+    trains = (beside | moved).keys().__contains__
+    wanted = deciding.decided(method, asked, model, batches, loss, trains, trained - {""})
+    chosen: dict[str, tuple[Any, nn.Module]] = {}
+    passed: dict[str, str] = {}
     bare = _bare(modules)
     for one, pattern in wanted:
         if is_train(one):
@@ -87,10 +88,7 @@ def adapt(
         layers = names.select(model, pattern, one.info.kinds, exclude=trained - {""})
         for name, layer in layers.items():
             if name in chosen:
-                raise ValueError(
-                    f"targets: {type(chosen[name][0]).__name__} and {type(one).__name__} both want "
-                    f"{name!r}; one site takes one method, so narrow one of the patterns"
-                )
+                raise deciding.both_want(chosen[name][0], one, name)
             chosen[name] = one, layer
         passed |= names.left_out(bare, pattern, one.info.kinds, trained | layers.keys())
     passed = {name: why for name, why in passed.items() if name not in chosen}
@@ -106,7 +104,7 @@ def adapt(
     with torch.inference_mode(False):  # or nothing of what is built could train, ever
         built = {n: chosen[n][0].build(site, generator) for n, site in found.items()}
         uses = _uses(modules.values())
-        _refuse_tied(model, found, built, uses)
+        _refuse_tied(model, built, uses, weights)
         every = [m for m, _ in wanted]
         return _put(model, every, chosen, found, built, beside, moved, passed, uses)
 
@@ -147,39 +145,33 @@ def _uses(modules: Iterable[nn.Module]) -> dict[int, int]:
 
 
 def _refuse_tied(
-    model: nn.Module, found: Mapping[str, sites.Site], built: Mapping[str, nn.Module],
-    uses: Mapping[int, int],
-) -> None:  # fmt: skip
-    """Raise ValueError for a choice of entries of a weight that another module shares.
+    model: nn.Module, built: Mapping[str, nn.Module], uses: Mapping[int, int], weights: Set[int]
+) -> None:
+    """Raise ValueError for a choice of entries of a tensor that another module shares, or trains.
 
     A difference is the layer's own, but the entries of one tensor cannot move in one of its places
     and stay in the other.
     """
-    for name, site in found.items():
-        if not isinstance(built[name], MaskLayer):
-            continue
-        weight = model.get_submodule(name)._parameters.get(site.parameter)
-        if uses.get(id(weight), 0) < 2:
+    masks = {name: layer for name, layer in built.items() if isinstance(layer, MaskLayer)}
+    for name, parameter in ((n, key) for n, mask in masks.items() for key in mask.covers):
+        tensor = model.get_submodule(name)._parameters[parameter]
+        if id(tensor) in weights:
+            raise ValueError(
+                f"parameter '{name}.{parameter}' trains as a whole, so no choice of its entries "
+                "can be made; leave it out of train and Train(), or choose from weights alone"
+            )
+        if uses.get(id(tensor), 0) < 2:
             continue
         others = [
             key
             for key, value in handles.parameters(model, twice=True)
-            if value is weight and key != f"{name}.{site.parameter}"
+            if value is tensor and key != f"{name}.{parameter}"
         ]
         raise ValueError(
-            f"layer {name!r} shares its {site.parameter} with {', '.join(map(repr, others))}, so "
+            f"layer {name!r} shares its {parameter} with {', '.join(map(repr, others))}, so "
             "no choice of its entries is its own; untie them (give the layer a copy of the "
             "tensor), or leave the layer out of targets"
         )
-
-
-def _decided(
-    method: Any, model: nn.Module, targets: Targets, batches: Any, loss: Any, train: Any
-) -> tuple[Any, Any]:
-    """The methods and targets that a method wants which decides over all layers at once."""
-    decide = None if isinstance(method, type) else getattr(method, "decided", None)
-    found = None if decide is None else decide(model, targets, batches, loss, train)
-    return (method, targets) if found is None else (found, None)
 
 
 def _wanted(method: Any, targets: Targets) -> list[tuple[Any, Any]]:

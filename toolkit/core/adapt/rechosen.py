@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from toolkit.core.adapt.forwards import frozen
 from toolkit.core.adapt.mask import MaskLayer
-from toolkit.core.adapt.sites import Site, with_padding
+from toolkit.core.adapt.sites import Site
 
 
 class RechosenLayer(MaskLayer):
@@ -43,13 +43,15 @@ class RechosenLayer(MaskLayer):
         self.register_buffer("held", self.values.detach()[:0].clone())
 
     def merged(self, base: nn.Module) -> dict[str, Tensor]:
-        old = frozen(base, self.site.parameter, self.site.name)
-        index, values = self.index.long(), self.values
+        old, index, values = self.numbers(base), self.index.long(), self.values
         if len(self.left):
             index = torch.cat([self.left.long(), index])
             values = torch.cat([self.held, values])
-        new = old.reshape(-1).scatter(0, index, values.to(old.dtype))
-        return {self.site.parameter: with_padding(base, self.site, new.view(old.shape))}
+        return self.laid_out(base, old.scatter(0, index, values.to(old.dtype)))
+
+    def in_weight(self) -> int:
+        """How many of the entries that move lie in the weight; they come first."""
+        return len(self.index)
 
     def places(self) -> Tensor:
         return torch.cat([self.index.long(), self.left.long()]).sort().values
@@ -72,7 +74,7 @@ class RechosenLayer(MaskLayer):
         index = index.to(self.index.device, torch.int64).sort().values
         self._refuse(index)
         moving, still = self.index.long(), self.left.long()
-        old = frozen(base, self.site.parameter, self.site.name).reshape(-1)
+        old = self.numbers(base)
         known = torch.cat([moving, still])
         worth = torch.cat([self.values.detach(), self.held])
         order = known.argsort()
@@ -88,9 +90,8 @@ class RechosenLayer(MaskLayer):
         return came
 
     def _refuse(self, index: Tensor) -> None:
-        size = self.site.rows * self.site.cols
-        if index.numel() and not (int(index[0]) >= 0 and int(index[-1]) < size):
-            raise ValueError(f"{self.site.name!r}: a choice outside its {size} entries")
+        if index.numel() and not (int(index[0]) >= 0 and int(index[-1]) < self.size):
+            raise ValueError(f"{self.site.name!r}: a choice outside its {self.size} entries")
         if bool((index[1:] == index[:-1]).any()):
             raise ValueError(f"{self.site.name!r}: a choice names an entry twice")
 
@@ -99,9 +100,8 @@ class RechosenLayer(MaskLayer):
         super().resize(state)
         left = state.get("left", self.left)
         both = torch.cat([state.get("index", self.index).to(left.device), left])
-        size = self.site.rows * self.site.cols
-        if left.numel() and not (int(left.min()) >= 0 and int(left.max()) < size):
-            raise IndexError(f"left names entries outside the {size} of the weight")
+        if left.numel() and not (int(left.min()) >= 0 and int(left.max()) < self.size):
+            raise IndexError(f"left names entries outside the {self.size} of the weight")
         if len(both.unique()) != both.numel():
             raise IndexError("index and left name an entry twice")
         if left.shape != self.left.shape:
@@ -115,6 +115,48 @@ class RechosenLayer(MaskLayer):
 
     def facts(self) -> dict[str, Any]:
         return {"moving": len(self.index), "held": len(self.left)}
+
+
+class BiasedLayer(RechosenLayer):
+    """Entries of one weight and of the bias beside it, whose places follow the weight's.
+
+    Args:
+        site: where; it holds the frozen weight and its bias.
+        mask: True where an entry of the (m, n) matrix may move at the start.
+        bias: the same of the (m,) bias.
+    """
+
+    def __init__(self, site: Site, mask: Tensor, bias: Tensor):
+        super().__init__(site, mask)
+        assert site.bias is not None
+        beside = bias.nonzero()[:, 0]
+        index = torch.cat([self.index.long(), beside + site.rows * site.cols])
+        self.index = index.to(torch.int32 if self.size < 2**31 else torch.int64)
+        self.left = self.index[:0].clone()
+        moving = site.bias[beside].to(site.dtype)
+        self.values = nn.Parameter(torch.cat([self.values.detach(), moving]))
+
+    @property
+    def size(self) -> int:
+        return self.site.rows * self.site.cols + self.site.rows
+
+    @property
+    def covers(self) -> tuple[str, ...]:
+        return self.site.parameter, self.site.bias_parameter
+
+    def numbers(self, base: nn.Module) -> Tensor:
+        bias = frozen(base, self.site.bias_parameter, self.site.name)
+        return torch.cat([super().numbers(base), bias])
+
+    def laid_out(self, base: nn.Module, numbers: Tensor) -> dict[str, Tensor]:
+        weight, bias = numbers.split([self.size - self.site.rows, self.site.rows])
+        return {**super().laid_out(base, weight), self.site.bias_parameter: bias}
+
+    def in_weight(self) -> int:
+        return int((self.index < self.site.rows * self.site.cols).sum())
+
+    def seen_whole(self) -> bool:
+        return True
 
 
 def place(known: Tensor, wanted: Tensor) -> Tensor:

@@ -41,7 +41,7 @@ def pays(base: nn.Module, site: Site, values: Tensor, args: tuple[Any, ...]) -> 
     x, size = args[0], site.rows * site.cols
     if size < SIDE * (site.rows + site.cols) or not 0 < len(values) <= SHARE * size:
         return False
-    weight = base._parameters[site.parameter]
+    weight = base._parameters.get(site.parameter)
     return (
         torch.is_grad_enabled()
         and weight is not None

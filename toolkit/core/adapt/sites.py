@@ -49,6 +49,7 @@ class Site:
             half precision, in which small updates would be rounded away.
         device: device of the weight.
         weight: the frozen weight itself, in the layer's layout; None for a ``module``.
+        bias: the frozen bias beside the weight, (m,), or None.
         scores: scores of the matrix's entries measured on data, (m, n), if the method asks for
             them (:mod:`toolkit.core.adapt.scores`).
     """
@@ -64,6 +65,12 @@ class Site:
     device: torch.device
     weight: Tensor | None = field(default=None, repr=False, compare=False)
     scores: Tensor | None = field(default=None, repr=False, compare=False)
+    bias: Tensor | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def bias_parameter(self) -> str:
+        """Name of the parameter that holds the bias, if there is one."""
+        return "in_proj_bias" if self.kind == "attention" else "bias"
 
     def to_weight(self, matrix: Tensor) -> Tensor:
         """(m, n) matrix -> view in the layer's own layout."""
@@ -167,7 +174,13 @@ def describe(layer: nn.Module, name: str = "") -> Site:
         dtype=_wide(weight.dtype),
         device=weight.device,
         weight=weight.detach(),
+        bias=_bias(layer, "in_proj_bias" if kind == "attention" else "bias"),
     )
+
+
+def _bias(layer: nn.Module, parameter: str) -> Tensor | None:
+    bias = layer._parameters.get(parameter)
+    return None if bias is None else bias.detach()
 
 
 def is_norm(module: nn.Module) -> bool:
@@ -211,6 +224,7 @@ def site_of(module: nn.Module, name: str, kinds: tuple[str, ...]) -> Site:
         dtype=_wide(first.dtype),
         device=first.device,
         weight=first.detach() if norm else None,
+        bias=_bias(module, "bias") if norm else None,
     )
 
 

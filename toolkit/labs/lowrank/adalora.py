@@ -137,10 +137,10 @@ def ended(rate: float, seed: int, steps: int) -> dict[str, Any]:
     return found
 
 
-def _allocate(
+def allocate(
     bed: Any, arm: str, rank: int, rate: float, seed: int, scale: str, part: str, steps: int
 ) -> dict[str, Any]:
-    """AdaLoRA on a bed of texts, from twice the final rank; its record and its ranks."""
+    """AdaLoRA on a bed, from twice the final rank; its record and its ranks."""
     start = 2 * rank
     method = AdaLoRA(
         rank=start, target_rank=rank, alpha=2.0 * start, warmup=steps // 10, final=steps // 3
@@ -156,14 +156,14 @@ def abstracts_adalora(
 ) -> dict[str, Any]:
     """AdaLoRA of one final rank on every linear layer of the blocks; nats per character."""
     steps = characters.size(scale).steps
-    return _allocate(characters, arm, rank, rate, seed, scale, part, steps)
+    return allocate(characters, arm, rank, rate, seed, scale, part, steps)
 
 
 def reviews_adalora(
     arm: str, rank: int, rate: float, seed: int, scale: str, part: str
 ) -> dict[str, Any]:
     """AdaLoRA, or with the arm "random" the same with scores drawn once, and the head."""
-    return _allocate(texts, arm, rank, rate, seed, scale, part, texts.STEPS[sizes_of(scale)])
+    return allocate(texts, arm, rank, rate, seed, scale, part, texts.STEPS[sizes_of(scale)])
 
 
 def _with(functions: Any, rank: int, **own: Any) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from toolkit.core.scale import Scale
 from toolkit.labs.beds import images
 from toolkit.labs.beds.arms import Arm
 from toolkit.labs.lab import Found, Lab
-from toolkit.labs.lowrank.adalora import abstracts_adalora, reviews_adalora
+from toolkit.labs.lowrank.adalora import abstracts_adalora, allocate, reviews_adalora
 from toolkit.labs.lowrank.against import compare, paired
 from toolkit.labs.lowrank.increlora import abstracts_increlora, pace, reviews_increlora
 from toolkit.labs.lowrank.lora import (
@@ -37,7 +37,6 @@ from toolkit.labs.lowrank.triadaptlora import (
     grown,
     reviews_triadaptlora,
 )
-from toolkit.lowrank.adalora import AdaLoRA
 from toolkit.lowrank.increlora import IncreLoRA
 from toolkit.lowrank.lora import LoRA
 from toolkit.lowrank.lora_ggpo.mgpo import LoRAMGPO
@@ -70,11 +69,7 @@ def images_adalora(
     arm: str, rank: int, rate: float, seed: int, scale: str, part: str
 ) -> dict[str, Any]:
     """AdaLoRA of one final rank, from twice as much, with the plan it has on texts."""
-    steps = images.size(scale).steps
-    method = AdaLoRA(
-        rank=2 * rank, target_rank=rank, alpha=4.0 * rank, warmup=steps // 10, final=steps // 3
-    )
-    return _placed(method, rate, seed, scale, part)
+    return allocate(images, arm, rank, rate, seed, scale, part, images.size(scale).steps)
 
 
 def images_increlora(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from toolkit.core.adapt.cover import Maker
+from toolkit.core.adapt.forwards import frozen
 from toolkit.core.adapt.model import Adapted
 from toolkit.core.adapt.steps.controller import Controller
 from toolkit.core.adapt.steps.shapes import alike, groups
@@ -63,7 +64,8 @@ class GroupedController(Controller):
 
     def weight_of(self, i: int) -> Tensor:
         """The frozen weight of layer i, in its own layout."""
-        return self.bases[i]._parameters[self.layers[i].site.parameter]
+        site = self.layers[i].site
+        return frozen(self.bases[i], site.parameter, site.name)
 
     def keep_padding(self, i: int, new: Tensor) -> Tensor:
         """A perturbed weight of layer i, its padding row put back in place as it is in the base."""

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from toolkit.core.adapt.forwards import frozen
 from toolkit.core.adapt.layer import Placed
 from toolkit.core.adapt.steps import processes
 from toolkit.core.adapt.steps.controller import Controller
@@ -359,8 +360,7 @@ class EntriesController(UnmaskingController):
         super().__init__(method, pools, layers, optimizer, total_steps, **options)
         self.weights: dict[str, Tensor] = {}
         for name, placed in sites.items():
-            weight = placed.layer.base._parameters[placed.site.parameter]
-            assert weight is not None
+            weight = frozen(placed.layer.base, placed.site.parameter, name)
             seen = self.weights[name] = weight.detach().requires_grad_()
             for group in optimizer.param_groups:
                 if any(p is self.pools[name].parameter for p in group["params"]):

@@ -18,8 +18,10 @@ Adaptation*, arXiv 2409.06633; official code ``sjtuplayer/SaRA``. Where they dif
 * at the second stage that optimizer starts its moments afresh and loses a step, the code's dense
   one keeps them; the paper is silent: ``moments``, and no step is lost.
 
-The code masks biases as well. Here weights and norms are masked; let biases train whole with
-``Train()``, or leave them frozen.
+The paper and the code mask every tensor by the one threshold, biases among them, of which many lie
+near 0; only tensors of two axes take part in the nuclear norm. Here weights, and norms that are
+named, are masked; :class:`~toolkit.select.sara.biases.SaRABiases` masks biases too, and ``Train()``
+lets them train whole.
 """
 
 from __future__ import annotations

@@ -101,8 +101,9 @@ class StageController(ChoiceController):
             for name in self._drawn():
                 i = self.names.index(name)
                 layer = self.layers[i]
-                slope = gradient(layer.site.shape, layer.index.long(), layer.values)
-                layer.values.grad.add_(slope, alpha=self.method.rank_weight)
+                k = layer.in_weight()  # a bias takes no part
+                slope = gradient(layer.site.shape, layer.index[:k].long(), layer.values[:k])
+                layer.values.grad[:k].add_(slope, alpha=self.method.rank_weight)
 
     def _drawn(self) -> list[str]:
         """The layers whose nuclear norm counts in this step."""
@@ -117,7 +118,7 @@ class StageController(ChoiceController):
         return [
             name
             for name in chosen
-            if len(places[name].values) > least and places[name].values.grad is not None
+            if places[name].in_weight() > least and places[name].values.grad is not None
         ]
 
     def _one(self) -> str | None:

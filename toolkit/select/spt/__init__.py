@@ -38,8 +38,10 @@ Easiness = Annotated[float, Range(0.0, open_low=True)]
 class SPT(LowRankMethod):
     r"""SPT's hyperparameters: :meth:`plan` decides over all tensors, :meth:`build` puts one module.
 
-    A budget is spent over the whole model at once. ``adapt(model, SPT(budget=...), batches=...,
-    loss=...)`` decides and adapts; :meth:`plan` decides alone, and :func:`toolkit.adapt` takes what
+    A budget is spent over the whole model at once, or over what one pattern of a mapping names:
+    ``adapt(model, {"*attention*": SPT(budget=...), "head.*": Train()}, batches=..., loss=...)``.
+    ``adapt(model, SPT(budget=...), batches=..., loss=...)`` decides and adapts; :meth:`plan`
+    decides alone, and :func:`toolkit.adapt` takes what
     it returns in place of a method, on the same weights:
 
     >>> import torch

@@ -75,6 +75,11 @@ class Plan(Mapping[Any, Any]):
         return len(self._methods)
 
     @property
+    def sites(self) -> list[str]:
+        """Names of the modules that were decided over, in the model's order."""
+        return [*dict.fromkeys(name.rpartition(".")[0] for name in self.bases)]
+
+    @property
     def total(self) -> int:
         """Numbers that train, with what is counted in any case."""
         return self.allocation.total
@@ -106,11 +111,13 @@ def make(
     found = candidates(model, targets, trains)
     taken = found.keys() | _holders(model, trains)
     passed = left_out(dict(model.named_modules()), targets, KINDS, taken)
+    still = {id(p) for p in trains.values()}
     shapes = {}
     for name, site in found.items():
         _refuse_rank(method, site)
         for key in PARAMETERS:
-            if model.get_submodule(name)._parameters.get(key) is not None:
+            own = model.get_submodule(name)._parameters.get(key)
+            if own is not None and id(own) not in still:
                 matrix = key == "weight" and site.kind != "norm"
                 shapes[f"{name}.{key}"] = (site.rows, site.cols) if matrix else (site.rows,)
     if scores is None:
@@ -198,12 +205,12 @@ def candidates(
 
 
 def _holders(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> set[str]:
-    """Names of the modules that hold one of these parameters themselves."""
+    """Names of the modules that hold one of these parameters as their weight."""
     wanted = {id(p) for p in parameters.values()}
     return {
         name
         for name, module in model.named_modules()
-        if any(id(p) in wanted for p in sites.own_parameters(module).values())
+        if id(sites.own_parameters(module).get("weight")) in wanted
     }
 
 
