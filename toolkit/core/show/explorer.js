@@ -48,8 +48,8 @@
     const panels = new Set(spec.data.values.map((row) => row.panel)).size;
     const around = chart.querySelector("svg").getAttribute("width") -
       panels * view.signal("child_width");
-    const each = Math.max(40, Math.floor((chart.clientWidth - around) / panels));
-    return view.signal("child_width", each).runAsync();
+    const each = Math.max(40, Math.floor((chart.clientWidth - around - 4) / panels));
+    return view.signal("child_width", each).resize().runAsync();
   }
 
   async function draw(block) {
