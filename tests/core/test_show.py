@@ -317,6 +317,8 @@ def test_bars_of_long_names_lie_on_their_side_and_one_series_a_name_is_as_wide_a
     found = bars(many, ["ours"] * 4 + ["theirs"] * 4)
     assert (found["y"]["field"], found["x"]["field"]) == ("x", "y")
     assert "yOffset" not in found
+    some = bars(["query", "key", "value", "output", "up", "down", "vectors"], ["ours"] * 7)
+    assert (some["x"]["axis"]["labelAngle"], some["x"]["axis"]["labelOverlap"]) == (-35, False)
     few = bars(["one", "two", "one", "two"], ["ours", "ours", "theirs", "theirs"])
     assert few["x"]["axis"]["labelAngle"] == 0
     assert few["xOffset"]["field"] == "series"

@@ -13,8 +13,8 @@ from toolkit.core.show.overlap import WIDTH, widths
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right")
 CROWDED = 60
 """So many letters of all names do not fit under bars: the bars lie on their side."""
-LEANING = 24
-"""So many letters do not fit under bars on a phone, where each name must be read: they lean."""
+LEANING = 40
+"""Above so many letters, each name as long as the longest, names lean: a phone shows them all."""
 
 
 def series_look(
@@ -121,7 +121,7 @@ def layers(
         # room for the longest name of all settings, as the first one sets the margin
         room = min(150, 7 * max(len(str(name)) for name in order))
         side = {"labelLimit": 150, "minExtent": room}
-        lean = -35 if sum(map(len, map(str, order))) > LEANING else 0
+        lean = -35 if len(order) * max(len(str(name)) for name in order) > LEANING else 0
         encode[across]["axis"] = side if long else {"labelAngle": lean, "labelOverlap": False}
         if series and frame.groupby([x, *([panels] if panels else [])])[series].nunique().max() > 1:
             encode[f"{across}Offset"] = {"field": "series", "sort": list(hues)}

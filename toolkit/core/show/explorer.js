@@ -35,9 +35,14 @@
     const lines = new Map();
     for (const row of rows) {
       const name = [row.panel, row.series].filter((part) => part !== undefined).join(", ");
-      lines.set(name, [...(lines.get(name) || []), row.y]);
+      lines.set(name, [...(lines.get(name) || []), row]);
     }
-    const words = [...lines].map(([name, values]) => (name && name + " ") + "from " + number(Math.min(...values)) + " to " + number(Math.max(...values)));
+    const told = (own) => {
+      const [low, high] = [Math.min, Math.max].map((end) => number(end(...own.map((row) => row.y))));
+      if (own.length === 1 && typeof own[0].x === "number") return low + " at " + number(own[0].x);
+      return low === high ? low : "from " + low + " to " + high;
+    };
+    const words = [...lines].map(([name, own]) => (name && name + " ") + told(own));
     block.querySelector(".explorer-said").textContent =
       spec.params.map((param, i) => param.bind.name + " " + chosen[i]).join(", ") + ": " +
       words.join("; ");
