@@ -72,7 +72,9 @@
         (kept === 1 ? " chapter" : " chapters");
     }
 
-    addFilter("part", "Part");
+    const parts = [...ledger.querySelectorAll(".ledger-part")];
+    addFilter("part", "Part", Object.fromEntries(
+      parts.map((part) => [part.dataset.part, part.querySelector("h2").textContent])));
     addFilter("whose", "Whose", OWNERS, Object.keys(OWNERS));
     addFilter("verdict", "Verdict", {}, ORDER);
     addFilter("scale", "Scale", {}, ["ci", "cpu", "gpu"]);

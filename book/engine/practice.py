@@ -2,11 +2,12 @@
 
 Generated from a chapter's source: title and first words, the sections of :data:`SECTIONS`, and the
 cells that these need (tagged ``setup``, ``parameters`` or ``practice``). Markdown is made plain, as
-Colab knows no MyST.
+Colab knows no MyST, and links lead to the repository, as there are no files beside it there.
 """
 
 from __future__ import annotations
 
+import posixpath
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,7 @@ SECTIONS = ("Idea", "Method", "On your model", "Exercises")
 NEEDED = {"setup", "parameters", "practice"}
 HEADING = re.compile(r"^## (.+?)\s*$", re.MULTILINE)
 CITED = re.compile(r"\s*\{cite(?::\w+)?\}`[^`]+`")
+LINK = re.compile(r"\]\((?![a-z]+:|#)([^)\s#]+)")
 MYST = re.compile(r"\{[a-z:-]+\}`|^:::|^```\{", re.MULTILINE)
 
 
@@ -44,6 +46,14 @@ def notebook(source: Source, repository: str) -> NotebookNode:
         EngineError: a section is missing, or Markdown is left that Colab cannot show.
     """
     place = source.chapter.page.relative_to(source.chapter.root).as_posix()
+    folder = place.rpartition("/")[0]
+
+    def plain(text: str) -> str:
+        def whole(link: re.Match[str]) -> str:
+            return f"]({repository}/blob/main/{posixpath.normpath(f'{folder}/{link[1]}')}"
+
+        return LINK.sub(whole, _plain(text))
+
     intro = f"Practice for the chapter [{source.title}]({repository}/blob/main/{place})."
     cells, section, seen = [], "", []
     for cell in source.cells:
@@ -59,10 +69,10 @@ def notebook(source: Source, repository: str) -> NotebookNode:
             if heading:
                 seen.append(section)
             if not cells:
-                title = TITLE.sub(f"# Practice: {source.title}", _plain(part), count=1)
+                title = TITLE.sub(f"# Practice: {source.title}", plain(part), count=1)
                 cells.append(new_markdown_cell(f"{title}\n\n{intro}"))
             elif section in SECTIONS and part.strip():
-                cells.append(new_markdown_cell(_plain(part)))
+                cells.append(new_markdown_cell(plain(part)))
     name = source.chapter.name
     if missing := [title for title in SECTIONS if title not in seen]:
         raise EngineError(f"{name}: it has no section '## {missing[0]}'")

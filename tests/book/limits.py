@@ -86,7 +86,7 @@ def of_explorer(spec: dict[str, Any]) -> list[str]:
     """Settings that leave most of the axis empty, and series that hide each other at first."""
     rows = spec["data"]["values"]
     title = spec["description"][:40]
-    layer = spec["layer"][0]["encoding"]
+    layer = spec.get("spec", spec)["layer"][0]["encoding"]
     channels = (layer[axis].get("scale", {}) for axis in "yx")  # bars may lie on their side
     scale = next(channel for channel in channels if "domain" in channel)
     low, high = scale["domain"]
@@ -101,7 +101,7 @@ def of_explorer(spec: dict[str, Any]) -> list[str]:
     here = [r for r in rows if all(_near(r[c], first.get(c, r[c])) for c in controls)]
     series: dict[Any, dict[Any, float]] = {}
     for row in here:
-        series.setdefault(row.get("series"), {})[row["x"]] = row["y"]
+        series.setdefault(row.get("series"), {})[row.get("panel"), row["x"]] = row["y"]
     for (a, one), (b, two) in itertools.combinations(series.items(), 2):
         common = one.keys() & two.keys()
         if common and all(abs(one[x] - two[x]) < 0.01 * (high - low) for x in common):

@@ -46,7 +46,10 @@ def notes() -> list[str]:
     return [f"book/notes/{path.name.removesuffix('.cpu.json')}.html" for path in found]
 
 
-@pytest.mark.parametrize("path", [p for p in pages() if "/notebooks/" not in p])
+INDICES = ["genindex.html", "py-modindex.html"]
+
+
+@pytest.mark.parametrize("path", [*(p for p in pages() if "/notebooks/" not in p), *INDICES])
 def test_page_wide_and_on_a_phone(browser, site, path):
     with visit(browser, site, path) as seen:
         assert seen.problems() == []

@@ -134,6 +134,15 @@ def test_a_notebook_holds_stub_and_check_and_no_solution(tmp_path: Path) -> None
     assert "print('start')" not in text  # of no section that is practised
 
 
+def test_links_lead_to_the_repository(tmp_path: Path) -> None:
+    words = "So: [one](one.ipynb), [beds](../../beds.md#images), [paper](https://arxiv.org/abs/1)."
+    source = toy_source(tmp_path, CHAPTER.replace("So.", words))
+    text = "\n".join(cell.source for cell in practice.notebook(source, "https://repo").cells)
+    assert f"(https://repo/blob/main/book/notebooks/{source.chapter.part}/one.ipynb)" in text
+    assert "(https://repo/blob/main/book/beds.md#images)" in text
+    assert "(https://arxiv.org/abs/1)" in text
+
+
 def test_a_section_that_colab_cannot_show_is_refused(tmp_path: Path) -> None:
     source = toy_source(tmp_path)
     last = next(c for c in source.cells if "## Idea" in c.source)

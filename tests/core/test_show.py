@@ -317,6 +317,8 @@ def test_bars_of_long_names_lie_on_their_side_and_one_series_a_name_is_as_wide_a
     found = bars(many, ["ours"] * 4 + ["theirs"] * 4)
     assert (found["y"]["field"], found["x"]["field"]) == ("x", "y")
     assert "yOffset" not in found
+    some = bars(["query", "key", "value", "output", "up", "down", "vectors"], ["ours"] * 7)
+    assert (some["x"]["axis"]["labelAngle"], some["x"]["axis"]["labelOverlap"]) == (-35, False)
     few = bars(["one", "two", "one", "two"], ["ours", "ours", "theirs", "theirs"])
     assert few["x"]["axis"]["labelAngle"] == 0
     assert few["xOffset"]["field"] == "series"
@@ -365,6 +367,26 @@ def test_even_numbers_get_a_slider_and_the_rest_a_list():
     assert uneven["bind"]["options"] == [1, 2, 8]
 
 
+def test_each_panel_has_an_axis_and_one_control_moves_them_all():
+    spec = explore(panels="score", controls=["budget"], labels={"score": "task"}).spec
+    assert spec["facet"]["column"]["sort"] == ["a", "b"]
+    assert [param["name"] for param in spec["params"]] == ["p_c0"]
+    assert "filter" in spec["transform"][0]  # before the rows part among the panels
+    assert {row["panel"] for row in spec["data"]["values"]} == {"a", "b"}
+    tips = spec["spec"]["layer"][-1]["encoding"]["tooltip"]
+    assert {"field": "panel", "title": "task"} in tips
+    with pytest.raises(ValueError, match="several rows"):
+        explore(controls=["budget"])
+
+
+def test_bars_of_one_series_a_name_in_each_panel_are_as_wide_as_can_be():
+    rows = [("p", "long", 1.0), ("p", "short", 2.0), ("q", "long", 3.0), ("q", "short", 4.0)]
+    frame = pd.DataFrame(rows, columns=["task", "name", "share"])
+    frame["kind"] = ["ours", "theirs", "theirs", "ours"]
+    made = show.explorer(frame, "name", "share", "kind", panels="task", title="t", alt="a").spec
+    assert "xOffset" not in made["spec"]["layer"][0]["encoding"]
+
+
 def test_the_chart_holds_every_row_and_the_colours_of_the_book():
     spec = explore().spec
     assert len(spec["data"]["values"]) == len(grid())
@@ -383,6 +405,7 @@ def test_the_chart_holds_every_row_and_the_colours_of_the_book():
         {"x": "score", "controls": ["budget", "rank"]},
         {"log_x": True, "log_y": True},
         {"x": "method", "controls": ["budget", "rank", "score"]},
+        {"panels": "score", "controls": ["budget"]},
         {
             "controls": ["method"],
             "series": "budget",

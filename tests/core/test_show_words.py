@@ -7,7 +7,7 @@ import pytest
 
 from tests.core.claims_toy import claim, conditions
 from toolkit.core import evidence, show
-from toolkit.labs.views import gain_share
+from toolkit.labs.views import four_costs, gain_share
 
 
 def judged(**other) -> dict:
@@ -133,3 +133,16 @@ def test_curves_and_dots_draw_every_arm_and_keep_nothing_open():
                      names={"nothing": "as it is", "full": "full"}, alt="two")  # fmt: skip
     assert 'alt="two"' in dots._repr_html_()
     assert plt.get_fignums() == before
+
+
+def test_the_costs_of_an_arm_hold_what_its_method_keeps_while_it_trains():
+    from torch import nn
+
+    from toolkit import AdaLoRA, LoRA
+
+    methods = {"LoRA": LoRA(rank=2), "AdaLoRA": AdaLoRA(rank=2, target_rank=1)}
+    found = four_costs(lambda: nn.Sequential(nn.Linear(6, 5)), ["0"], methods)
+    assert found["LoRA"]["training_bytes"] == 12 * found["LoRA"]["trained"]
+    averages = 8 * found["AdaLoRA"]["trained"]  # two of each number
+    assert found["AdaLoRA"]["training_bytes"] >= 12 * found["AdaLoRA"]["trained"] + averages
+    assert found["full training"]["trained"] == 6 * 5 + 5

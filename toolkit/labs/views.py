@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
+
 from toolkit.core.adapt.put import adapt
 from toolkit.core.evidence.intervals import Interval, interval
 
@@ -92,6 +94,8 @@ def four_costs(
 ) -> dict[str, dict[str, float]]:
     """The four costs of adapting a network by each method, beside full training with Adam.
 
+    What a method keeps beside gradients and moments, such as averages of scores, is in them.
+
     Args:
         network: Makes a fresh copy of the network.
         targets: Layers that are adapted.
@@ -101,10 +105,11 @@ def four_costs(
         Name -> the costs as ``adapted.costs()`` gives them; full training last, which keeps a
         gradient and two moments for every number.
     """
-    found: dict[str, dict[str, float]] = {
-        name: dict(adapt(network(), method, targets=targets).costs())
-        for name, method in methods.items()
-    }
+    found: dict[str, dict[str, float]] = {}
+    for name, method in methods.items():
+        adapted = adapt(network(), method, targets=targets)
+        adapted.attach(torch.optim.Adam(adapted.parameters()), total_steps=10_000)
+        found[name] = dict(adapted.costs())
     parameters = list(network().parameters())
     size, nbytes = sum(p.numel() for p in parameters), sum(p.nbytes for p in parameters)
     found["full training"] = {

@@ -49,7 +49,9 @@ class BedTables(SphinxDirective):
             raise self.error(f"{path.name} is damaged ({error!r}); run `{command}`") from error
         told = nodes.paragraph("", f"Scale cpu, {seeds} seeds; measured by ")
         told += [nodes.literal("", command), nodes.Text(".")]
-        return [_table(tables[0]), _table(tables[1]), told]
+        # what is compared heads a row
+        pairs = tables[1][["difference", *tables[1].columns.drop("difference")]]
+        return [_table(tables[0].replace("", "–")), _table(pairs), told]
 
 
 def _table(frame: Any) -> nodes.container:
@@ -57,7 +59,7 @@ def _table(frame: Any) -> nodes.container:
         return nodes.row("", *(nodes.entry("", nodes.paragraph("", str(c))) for c in cells))
 
     box = nodes.container(classes=["table-scroll"])
-    table = nodes.table()
+    table = nodes.table(classes=["bed-table"])
     group = nodes.tgroup(cols=frame.shape[1])
     group += [nodes.colspec(colwidth=1) for _ in frame.columns]
     group += nodes.thead("", row(frame.columns))

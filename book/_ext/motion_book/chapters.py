@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 BOOK = "book"
 
 
@@ -24,18 +26,15 @@ def part_and_title(root: Path, slug: str) -> tuple[str, str]:
 
 
 def _title(slug: str, sources: Sequence[Path]) -> str:
-    """The method's name in the catalogue, else the first heading of the chapter's source."""
+    """The first heading of the chapter's source, else the method's name in the catalogue."""
     from toolkit.core.declare.catalogue import catalogue
 
-    entry = next((e for e in catalogue() if e.slug == slug), None)
-    if entry:
-        return entry.title
     for source in sources:
         if source.suffix == ".md":
             heading = re.search(r"^# (.+)$", source.read_text(encoding="utf-8"), re.MULTILINE)
             if heading:
                 return heading[1].strip()
-    return slug
+    return next((entry.title for entry in catalogue() if entry.slug == slug), slug)
 
 
 def address(env: Any, part: str, slug: str, page: str) -> str | None:
@@ -50,6 +49,22 @@ def address(env: Any, part: str, slug: str, page: str) -> str | None:
     if target not in env.found_docs:
         return None
     return env.app.builder.get_relative_uri(page, target)
+
+
+def part_title(root: Path, part: str) -> str:
+    """What the table of contents calls a part; its folder's name where it lists none of it.
+
+    Args:
+        root: the project's folder.
+        part: the folder of its chapters.
+    """
+    file = root / "_toc.yml"
+    contents = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    for group in contents.get("parts", ()):
+        names = [chapter.get("file", "") for chapter in group.get("chapters", ())]
+        if any(name.startswith(f"{BOOK}/notebooks/{part}/") for name in names):
+            return str(group.get("caption", part))
+    return part
 
 
 def place(env: Any, page: str) -> tuple[int, str]:

@@ -49,7 +49,15 @@ class ClaimsLedger(SphinxDirective):
             raise self.error(str(error)) from error
         if not any(result["claims"] or result["facts"] for result in results):
             return [nodes.paragraph("", "No chapter has been recorded yet.")]
-        return [nodes.raw("", ledger_html(results, self._place), format="html")]
+        results = sorted(results, key=self._order)
+        root = Path(self.env.srcdir)
+        made = ledger_html(results, self._place, lambda part: chapters.part_title(root, part))
+        return [nodes.raw("", made, format="html")]
+
+    def _order(self, result: Mapping[str, Any]) -> tuple[int, str]:
+        """Where the chapter of a result stands in the table of contents."""
+        part, _ = chapters.part_and_title(Path(self.env.srcdir), result["slug"])
+        return chapters.place(self.env, f"{BOOK}/notebooks/{part}/{result['slug']}")
 
     def _place(self, slug: str) -> tuple[str, str, str | None]:
         """A chapter's part, title and address; the address is None if the book lacks the page."""
@@ -60,12 +68,15 @@ class ClaimsLedger(SphinxDirective):
 Place = Callable[[str], tuple[str, str, "str | None"]]
 
 
-def ledger_html(results: Sequence[Mapping[str, Any]], place: Place) -> str:
+def ledger_html(
+    results: Sequence[Mapping[str, Any]], place: Place, titled: Callable[[str], str] = str
+) -> str:
     """Return the whole ledger.
 
     Args:
-        results: As ``evidence.load_results`` returns them.
+        results: As ``evidence.load_results`` returns them, in the order of the chapters.
         place: Gives part, title and address of a chapter by its slug.
+        titled: Gives the words for a part.
     """
     from toolkit.core import evidence
 
@@ -79,7 +90,7 @@ def ledger_html(results: Sequence[Mapping[str, Any]], place: Place) -> str:
     known = {part: number for number, part in enumerate(PARTS)}
     sections = "".join(
         f'<section class="ledger-part" data-part="{html.escape(part)}">'
-        f"<h2>{html.escape(part)}</h2>{''.join(boxes)}</section>"
+        f"<h2>{html.escape(titled(part))}</h2>{''.join(boxes)}</section>"
         for part, boxes in sorted(
             parts.items(), key=lambda item: (known.get(item[0], len(known)), item[0])
         )

@@ -6,6 +6,7 @@ Pages that use it are read again at every build, since what it shows lives elsew
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 from typing import Any, ClassVar
 
 from docutils import nodes
@@ -13,7 +14,9 @@ from docutils.parsers.rst import directives
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-BOOK = "book"
+from motion_book import chapters
+from motion_book.chapters import BOOK
+
 MAP_HEAD = ("Method", "What it does", "Numbers trained per layer")
 
 
@@ -43,7 +46,11 @@ class MethodMap(SphinxDirective):
 
     def _part(self, part: str, entries: list[Any]) -> list[nodes.Node]:
         what = importlib.import_module(f"toolkit.{part}").__doc__ or ""
-        line = nodes.paragraph("", "", nodes.strong("", part), nodes.Text(f": {what.strip()}"))
+        title = chapters.part_title(Path(self.env.srcdir), part)
+        line = nodes.paragraph("", "", nodes.strong("", title))
+        if title != part:
+            line += [nodes.Text(", "), nodes.literal("", part)]
+        line += nodes.Text(f": {what.strip()}")
         box = nodes.container(classes=["table-scroll", "method-map"])
         table = nodes.table(classes=["method-map-table", "stacks"])
         group = nodes.tgroup(cols=len(MAP_HEAD))

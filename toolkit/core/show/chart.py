@@ -13,6 +13,8 @@ from toolkit.core.show.overlap import WIDTH, widths
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right")
 CROWDED = 60
 """So many letters of all names do not fit under bars: the bars lie on their side."""
+LEANING = 40
+"""Above so many letters, each name as long as the longest, names lean: a phone shows them all."""
 
 
 def series_look(
@@ -88,6 +90,7 @@ def layers(
     hues: Mapping[str, str],
     log_x: bool,
     log_y: bool,
+    panels: str | None = None,
 ) -> list[dict[str, Any]]:
     """Return the marks: band, line and points over numbers; bars with rules over names."""
     numeric = not isinstance(frame[x].iloc[0], (str, bool))
@@ -99,7 +102,7 @@ def layers(
     }
     tips = [
         {"field": f, "title": title_of[f]}
-        for f in ("series", "x", "y", "low", "high")
+        for f in ("panel", "series", "x", "y", "low", "high")
         if f in title_of
     ]
     encode: dict[str, Any] = {}
@@ -107,7 +110,8 @@ def layers(
         encode["color"] = _by_series(list(hues), list(hues.values())) | {"title": None}
     if numeric:
         encode["x"] = _numbers(frame[x], title_of["x"], log_x)
-        made = _lines(frame, x, y, band, series, controls, at_y, tips, names)
+        apart = [*controls, *([panels] if panels else [])]
+        made = _lines(frame, x, y, band, series, apart, at_y, tips, names)
     else:
         long = sum(map(len, map(str, frame[x].unique()))) > CROWDED  # then bars lie on their side
         along, across = ("x", "y") if long else ("y", "x")
@@ -117,8 +121,9 @@ def layers(
         # room for the longest name of all settings, as the first one sets the margin
         room = min(150, 7 * max(len(str(name)) for name in order))
         side = {"labelLimit": 150, "minExtent": room}
-        encode[across]["axis"] = side if long else {"labelAngle": 0}
-        if series and frame.groupby(x)[series].nunique().max() > 1:
+        lean = -35 if len(order) * max(len(str(name)) for name in order) > LEANING else 0
+        encode[across]["axis"] = side if long else {"labelAngle": lean, "labelOverlap": False}
+        if series and frame.groupby([x, *([panels] if panels else [])])[series].nunique().max() > 1:
             encode[f"{across}Offset"] = {"field": "series", "sort": list(hues)}
         made = _bars(along, at_y, tips, band)
     for layer in made:
@@ -170,12 +175,15 @@ def _lines(
     y: str,
     band: tuple[str, str] | None,
     series: str | None,
-    controls: list[str],
+    apart: list[str],
     at_y: dict[str, Any],
     tips: list[dict[str, Any]],
     names: Mapping[Any, str],
 ) -> list[dict[str, Any]]:
-    """Bands, lines and points; a line that others lie upon is wider than they."""
+    """Bands, lines and points; a line that others lie upon is wider than they.
+
+    Rows that differ in the columns ``apart`` are never seen on one axis.
+    """
     line: dict[str, Any] = {"mark": {"type": "line", "strokeWidth": WIDTH}, "encoding": {"y": at_y}}
     point: dict[str, Any] = {
         "mark": {"type": "point", "filled": True, "size": 70, "opacity": 1},
@@ -186,7 +194,7 @@ def _lines(
         called = list(names.values())
         shapes = list(itertools.islice(itertools.cycle(SHAPES), len(called)))
         point["encoding"]["shape"] = _by_series(called, shapes) | {"title": None}
-        parts = [part for _, part in frame.groupby(controls)] if controls else [frame]
+        parts = [part for _, part in frame.groupby(apart)] if apart else [frame]
         wide = widths([
             {n: rows.set_index(x)[y].to_dict() for n, rows in part.groupby(series, sort=False)}
             for part in parts
@@ -220,6 +228,17 @@ def _bars(
 
 def _ends(along: str, at_y: dict[str, Any]) -> dict[str, Any]:
     return {along: at_y | {"field": "low"}, f"{along}2": {"field": "high"}}
+
+
+def side_by_side(panels: list[Any], made: list[dict[str, Any]], height: int) -> dict[str, Any]:
+    """Return marks on one axis for each panel; the page's script gives them the column's width."""
+    head = {"title": None, "labelFontSize": 13, "labelColor": "#1a1a1a", "labelPadding": 4}
+    column = {"field": "panel", "type": "nominal", "sort": panels, "header": head}
+    return {
+        "facet": {"column": column},
+        "spacing": 12,
+        "spec": {"width": 90, "height": height, "layer": made},
+    }
 
 
 def config() -> dict[str, Any]:

@@ -33,12 +33,28 @@
       typeof value === "number" ? Math.abs(row["c" + i] - value) < 1e-6 * (Math.abs(value) + 1)
         : row["c" + i] === value));
     const lines = new Map();
-    for (const row of rows) lines.set(row.series, [...(lines.get(row.series) || []), row.y]);
-    const words = [...lines].map(([name, values]) => (name === undefined ? "" : name + " ") +
-      "from " + number(Math.min(...values)) + " to " + number(Math.max(...values)));
+    for (const row of rows) {
+      const name = [row.panel, row.series].filter((part) => part !== undefined).join(", ");
+      lines.set(name, [...(lines.get(name) || []), row]);
+    }
+    const told = (own) => {
+      const [low, high] = [Math.min, Math.max].map((end) => number(end(...own.map((row) => row.y))));
+      if (own.length === 1 && typeof own[0].x === "number") return low + " at " + number(own[0].x);
+      return low === high ? low : "from " + low + " to " + high;
+    };
+    const words = [...lines].map(([name, own]) => (name && name + " ") + told(own));
     block.querySelector(".explorer-said").textContent =
       spec.params.map((param, i) => param.bind.name + " " + chosen[i]).join(", ") + ": " +
       words.join("; ");
+  }
+
+  // Axes side by side have no width of their own: they share that of the block.
+  function spread(chart, view, spec) {
+    const panels = new Set(spec.data.values.map((row) => row.panel)).size;
+    const around = chart.querySelector("svg").getAttribute("width") -
+      panels * view.signal("child_width");
+    const each = Math.max(40, Math.floor((chart.clientWidth - around - 4) / panels));
+    return view.signal("child_width", each).resize().runAsync();
   }
 
   async function draw(block) {
@@ -56,6 +72,7 @@
         config: { numberFormat: "~f" },  // a count reads 3, not 3.0
       });
       block.explorerView = result.view;
+      if (spec.facet) await spread(chart, result.view, spec);
       for (const param of spec.params || [])
         result.view.addSignalListener(param.name, () => say(block, result.view, spec));
       // Vega listens to the window only; a chart drawn in a hidden container must follow that too.
@@ -63,7 +80,8 @@
       new ResizeObserver(() => {
         if (chart.clientWidth === width) return;
         width = chart.clientWidth;
-        window.dispatchEvent(new Event("resize"));
+        if (spec.facet) spread(chart, result.view, spec);
+        else window.dispatchEvent(new Event("resize"));
       }).observe(chart);
       table.open = false;
       block.dataset.state = "drawn";

@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from toolkit.core.evidence.results import RESULTS_VARIABLE
-from toolkit.core.show.chart import binding, config, layers, series_look, short
+from toolkit.core.show.chart import binding, config, layers, series_look, short, side_by_side
 
 # The versions the bundled runtime holds; Colab fetches the same majors.
 CDN = tuple(
@@ -89,6 +89,7 @@ def explorer(
     *,
     title: str,
     alt: str,
+    panels: str | None = None,
     table_columns: Sequence[str] | None = None,
     band: tuple[str, str] | None = None,
     labels: Mapping[str, str] | None = None,
@@ -111,6 +112,8 @@ def explorer(
         controls: Columns to choose by: evenly spaced numbers get a slider, others a drop-down.
         title: Heading of the block.
         alt: What the chart shows and how to read it, in words.
+        panels: Column of which each value gets an axis of its own, side by side; the controls
+            move them all.
         table_columns: Columns of the table, by default all that the chart uses.
         band: Columns of the lower and upper end of an interval round ``y``.
         labels: Readable names, with units, by column.
@@ -129,8 +132,10 @@ def explorer(
     controls, labels = list(controls), dict(labels or {})
     roles = {f"c{i}": column for i, column in enumerate(controls)} | {"x": x, "y": y}
     roles |= {"series": series} if series else {}
+    roles |= {"panel": panels} if panels else {}
     roles |= {"low": band[0], "high": band[1]} if band else {}
-    used = list(dict.fromkeys([*controls, *([series] if series else []), x, y, *(band or ())]))
+    by = [column for column in (panels, series) if column]
+    used = list(dict.fromkeys([*controls, *by, x, y, *(band or ())]))
     columns = list(table_columns) if table_columns is not None else used
     _check(frame, used, columns, [c for c in used if c != y and c not in (band or ())], controls)
     names, hues = series_look(frame, series, colours or {})
@@ -145,14 +150,10 @@ def explorer(
     spec: dict[str, Any] = {
         "$schema": "https://vega.github.io/schema/vega-lite/v6.json",
         "description": alt,
-        "width": "container",
-        "height": height,
         "background": "white",
-        "autosize": {"type": "fit", "contains": "padding"},
         "data": {"values": records},
         "params": [],
         "transform": [],
-        "layer": [],
         "config": config(),
     }
     for i, column in enumerate(controls):
@@ -165,7 +166,17 @@ def explorer(
         )
         spec["params"].append(param)
         spec["transform"].append({"filter": test})
-    spec["layer"] = layers(frame, x, y, band, series, controls, title_of, names, hues, log_x, log_y)
+    made = layers(frame, x, y, band, series, controls, title_of, names, hues, log_x, log_y, panels)
+    spec |= (
+        side_by_side(frame[panels].unique().tolist(), made, height)
+        if panels
+        else {
+            "width": "container",
+            "height": height,
+            "autosize": {"type": "fit", "contains": "padding"},
+            "layer": made,
+        }
+    )
     return Explorer(spec, _table(frame, columns, labels, series, names, title), title, alt)
 
 
