@@ -96,7 +96,7 @@ def do_merge(args: argparse.Namespace) -> int:
         raise ValueError("write --models and --method, or --like with a recipe that has both")
     found = entry(told["method"])
     kept = told.get("settings", {}) if args.method in (None, told.get("rule")) else {}
-    method = found.method(**(kept | settings(found, args.set)))
+    method = found.method.restored(kept | settings(found, args.set))
     dtype = getattr(torch, told.get("dtype") or "", None)
     if told.get("dtype") and not isinstance(dtype, torch.dtype):
         raise ValueError(f"--dtype {told['dtype']}: write a dtype of PyTorch, as float16")
