@@ -21,6 +21,8 @@ from toolkit.merge.darex.theory import phi, q_star
 
 GRID = 0.001
 LAST = 0.998
+BLOCK = 64
+"""Divisors that are tried at once; the search often ends early."""
 
 
 def grid(drop: float) -> list[float]:
@@ -67,19 +69,33 @@ def row_q(
         raise ValueError(f"c of shape {tuple(c.shape)} must be a matrix of finite numbers")
     c = c.to(dtype)
     total, energy = c.sum(dim=1), c.square().sum(dim=1)
-    curve, offset = eta**2 * phi(drop) * energy, math.log(2 / gamma)
     least = torch.full_like(total, math.inf)
-    found = torch.full_like(total, 1 - drop, dtype=torch.float64)
     done = torch.zeros_like(total, dtype=torch.bool)
-    for q in grid(drop):
-        value = (eta * ((1 - (1 - drop) / q) * total) + (curve / (4 * q**2) + offset)).abs()
-        done |= value >= least
-        better = value <= least
-        least = torch.where(better, value, least)
-        found = found.masked_fill(better, q)
-        if float(done.double().mean()) >= stop:
+    found = torch.full_like(total, 1 - drop, dtype=torch.float64)
+    for q in torch.tensor(grid(drop), dtype=torch.float64, device=c.device).split(BLOCK):
+        value = objective(total, energy, q, drop, eta, gamma)
+        before = torch.cat([least[:, None], value], dim=1).cummin(dim=1).values
+        over = done[:, None] | ((value >= before[:, :-1]).cumsum(dim=1) > 0)
+        ends = (over.double().mean(dim=0) >= stop).nonzero()
+        count = int(ends[0]) + 1 if len(ends) else len(q)
+        better = value[:, :count] <= before[:, :count]
+        last = (better * torch.arange(1, count + 1, device=c.device)).amax(dim=1)
+        found = torch.where(last > 0, q[last - 1], found)
+        if len(ends):
             break
+        least, done = before[:, -1], over[:, -1]
     return found
+
+
+def objective(
+    total: Tensor, energy: Tensor, q: Tensor, drop: float, eta: float, gamma: float
+) -> Tensor:
+    """J of rows with sums S and Q (rows,) at divisors (k,): (rows, k), in the dtype of the sums."""
+    dtype = total.dtype
+    wide = dtype if dtype.itemsize > 2 else torch.float32  # as products with numbers are formed
+    curve = (eta**2 * phi(drop) * energy).to(wide)[:, None] / (4 * q.square()).to(wide)
+    line = total.to(wide)[:, None] * (1 - (1 - drop) / q).to(wide)
+    return (eta * line.to(dtype) + (curve.to(dtype) + math.log(2 / gamma))).abs()
 
 
 def contributions(delta: Tensor, mean: Tensor, bias: Tensor | None = None) -> Tensor:

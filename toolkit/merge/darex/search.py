@@ -104,7 +104,8 @@ def over_masks(
     """
 
     def score(value: float) -> float:
-        each = [float(judge(prune(base, tuned, rule(value), seed=seed))) for seed in seeds]
+        made = rule(value)
+        each = [float(judge(prune(base, tuned, made, seed=seed))) for seed in seeds]
         return statistics.fmean(without_outlier(each) if trim else each)
 
     return score
