@@ -42,6 +42,7 @@ from toolkit.merge.darex.stored import Pruned
 from toolkit.merge.darex.theory import moments
 
 BEDS = ("digits", "mnist")
+TITLES = {"digits": "digits", "mnist": "MNIST"}
 RATES = {"small": 1e-3, "large": 1e-2}
 """Learning rates of the fine-tuning: small and large differences."""
 ARMS = ("dare", "labels", "outputs", "analytic", "star", "magnitude", "wanda")
