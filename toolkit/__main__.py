@@ -89,6 +89,7 @@ def do_merge(args: argparse.Namespace) -> int:
     import torch
 
     from toolkit.core.states.merging import merge
+    from toolkit.core.states.rules import Rule
 
     given = {name: value for name, value in vars(args).items() if value is not None}
     told = recipe(args.like) | given if args.like else given
@@ -96,6 +97,8 @@ def do_merge(args: argparse.Namespace) -> int:
         raise ValueError("write --models and --method, or --like with a recipe that has both")
     found = entry(told["method"])
     kept = told.get("settings", {}) if args.method in (None, told.get("rule")) else {}
+    if not issubclass(found.method, Rule):
+        raise ValueError(f"{told['method']!r} is no rule of merging; see `python -m toolkit list`")
     method = found.method.restored(kept | settings(found, args.set))
     dtype = getattr(torch, told.get("dtype") or "", None)
     if told.get("dtype") and not isinstance(dtype, torch.dtype):
