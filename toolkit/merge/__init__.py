@@ -1,0 +1,1 @@
+"""Methods that make one model of several, or edit one by hand."""
