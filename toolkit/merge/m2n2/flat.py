@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from torch.func import functional_call, vmap
 
 from toolkit.merge.m2n2.population import Score
 
-Model = nn.Module | Mapping[str, Tensor]
+Model: TypeAlias = nn.Module | Mapping[str, Tensor]
 
 
 def flatten(models: Sequence[Model]) -> Tensor:
