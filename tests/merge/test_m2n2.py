@@ -318,6 +318,7 @@ def test_networks_become_vectors_and_networks_again() -> None:
     x, y = torch.randn(20, 4), torch.randint(3, (20,))
     empty = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Linear(5, 3)).eval()
     got = m2n2.correctness(empty, x, y)(vectors)
+    assert torch.equal(m2n2.correctness(empty, x, y, chunk=2)(vectors), got)
     for net, vector, row in zip(nets, vectors, got, strict=True):
         assert torch.equal(row, net.eval()(x).argmax(-1) == y)
         empty.load_state_dict(m2n2.unflatten(vector, empty), strict=False)

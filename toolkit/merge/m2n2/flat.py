@@ -61,12 +61,15 @@ def unflatten(vector: Tensor, model: Model) -> dict[str, Tensor]:
     return {n: p.view(*front, *t.shape) for (n, t), p in zip(like.items(), parts, strict=True)}
 
 
-def correctness(model: nn.Module, inputs: Tensor, labels: Tensor) -> Score:
+def correctness(
+    model: nn.Module, inputs: Tensor, labels: Tensor, chunk: int | None = None
+) -> Score:
     """A score function: which of R networks is right on which example, all called at once.
 
     Args:
         model: the architecture; its own values do not matter.
         inputs: (N, ...); labels: classes (N,).
+        chunk: networks at once, where all of them would outgrow memory or cache; None for all.
 
     Returns:
         A function from parameters (R, D) to truth values (R, N).
@@ -77,7 +80,7 @@ def correctness(model: nn.Module, inputs: Tensor, labels: Tensor) -> Score:
 
     @torch.no_grad()
     def score(parameters: Tensor) -> Tensor:
-        return vmap(logits)(unflatten(parameters, model)).argmax(-1) == labels
+        return vmap(logits, chunk_size=chunk)(unflatten(parameters, model)).argmax(-1) == labels
 
     return score
 
