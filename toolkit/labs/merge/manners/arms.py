@@ -1,4 +1,4 @@
-"""Ways to make the network politer, each in sixteen strengths, and the price in neutral text.
+"""Ways to make the network politer, each in sixteen strengths, and the price on neutral texts.
 
 Of the sixteen that strength is taken which is least rude on validation texts and raises the neutral
 log-loss there by :data:`BUDGET` at most; doing nothing is always among the choices.
@@ -37,7 +37,6 @@ BUDGET = 0.05
 SHARES = (0.05, 0.1, 0.2, 0.4)
 STRENGTHS = (1.0, 2.0, 4.0, 8.0)
 """Shares of the gate rows, and shifts in mean lengths of a gate row."""
-SETTINGS = [(share, strength) for share in SHARES for strength in STRENGTHS]
 EDITS: dict[str, tuple[str, str, int]] = {
     "published": ("opposed", "probe", 1),
     "random direction": ("opposed", "random", 1),
@@ -49,10 +48,21 @@ EDITS: dict[str, tuple[str, str, int]] = {
 """Arm -> which rows move, along which direction, which way."""
 TUNED = ("full", "lora")
 ARMS = (*EDITS, "steering", *TUNED)
-STEER = [0.06 * 2 ** (i / 3) for i in range(16)]
+STEER = tuple(0.06 * 2 ** (i / 3) for i in range(16))
 """Lengths that steering takes off a state, in mean lengths of the states there."""
 STEPS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 64)
 """Optimizer steps after which fine-tuning is looked at."""
+
+
+def settings(scale: str) -> list[tuple[float, float]]:
+    """Shares and shifts of an edit, sixteen in all; four in quick checks."""
+    thin = 2 if scale == "ci" else 1
+    return [(share, strength) for share in SHARES[::thin] for strength in STRENGTHS[::thin]]
+
+
+def thinned(values: tuple[Any, ...], scale: str) -> tuple[Any, ...]:
+    """Sixteen strengths; four of them in quick checks."""
+    return values[1:8:2] if scale == "ci" else values
 
 
 @dataclass(frozen=True)
@@ -150,13 +160,13 @@ Ways = list[Callable[[], contextlib.AbstractContextManager[nn.Module]]]
 """What is called for a context that holds an altered network."""
 
 
-def altered(this: Study, arm: str, seed: int) -> Ways:
+def altered(this: Study, arm: str, seed: int, scale: str) -> Ways:
     """Sixteen strengths of an arm that trains nothing."""
     if arm == "steering":
         v = this.directions["probe"]
-        shifts = [strength * this.length * v / v.norm() for strength in STEER]
+        shifts = [strength * this.length * v / v.norm() for strength in thinned(STEER, scale)]
         return [partial(steered, this.model, shift) for shift in shifts]
-    edits = [surgery(this, arm, share, strength, seed) for share, strength in SETTINGS]
+    edits = [surgery(this, arm, share, strength, seed) for share, strength in settings(scale)]
     return [partial(edited, this.model, edit) for edit in edits]
 
 
@@ -165,12 +175,13 @@ def trained(this: Study, arm: str, rate: float, seed: int, scale: str) -> Ways:
     (rows, mask), labels = labelled(this.spoken, seed, scale, "fit")
     # whole texts only, so that no padding is learned
     polite = rows[(labels == 0) & (mask.sum(1) == rows.shape[1])]
-    draws, steps = generator(seed, "order"), STEPS[-1]
+    draws, moments = generator(seed, "order"), thinned(STEPS, scale)
+    steps = moments[-1]
     batches = (polite[torch.randint(len(polite), (32,), generator=draws)] for _ in range(steps))
     found: Ways = []
 
     def watch(step: int, adapted: Any, network: nn.Module) -> None:
-        if step + 1 in STEPS:
+        if step + 1 in moments:
             found.append(partial(contextlib.nullcontext, copy.deepcopy(network).eval()))
 
     fit(

@@ -35,7 +35,7 @@ class Size:
     tested: int
 
 
-SIZES = {"ci": Size(24, 2, 48, 40, 32, 64, 32, 32), "cpu": Size(32, 3, 96, 250, 32, 384, 128, 384)}
+SIZES = {"ci": Size(16, 2, 32, 40, 32, 32, 16, 16), "cpu": Size(32, 3, 96, 250, 32, 384, 128, 384)}
 
 
 def size(scale: str) -> Size:
