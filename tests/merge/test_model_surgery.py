@@ -586,7 +586,7 @@ def test_the_language_keeps_its_promises():
     at = language.answers(told).nonzero()
     assert len(at) == 200
     for row, place in at.tolist():
-        key, relation = told[row, place - 2] - 43, told[row, place - 1] - 59
+        key, relation = told[row, place - 2] - 43, told[row, place - 1] - 75
         assert told[row, place] == language.VALUES[spoken.facts[key, relation]]
     assert not torch.equal(language.language(4).facts, spoken.facts)
 

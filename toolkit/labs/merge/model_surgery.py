@@ -1,6 +1,6 @@
 """What is measured about Model Surgery: a small gated network that answers rude texts rudely.
 
-Each seed draws a language of 69 words with facts in it, trains a network on texts that are half
+Each seed draws a language of 85 words with facts in it, trains a network on texts that are half
 polite and half rude, and fits a probe. Every arm then gets sixteen strengths to make what follows
 rude prompts less rude, at a price of 0.05 nats per word of neutral texts at most; strengths are
 chosen on validation texts and told on others.
@@ -126,7 +126,7 @@ CLAIMS = (
         than=-5.0,
         margin=2.0,
         quantity="facts right, edited network minus the network as it is, from 5 points below",
-        reason="two points are two thirds of a fact of the 32",
+        reason="two points are little more than one fact of the 64",
         conditions=(Condition("facts", n=20, spread=3.0, decides=True),),
     ),
     Claim(

@@ -1,8 +1,8 @@
-"""The language: 69 words, three kinds of sentences, a style for each text, a table of facts.
+"""The language: 85 words, three kinds of sentences, a style for each text, a table of facts.
 
 A text is two sentences of eight words. *say* sentences hold three markers, all polite or all rude
 in one text but for three in a hundred; *note* sentences hold none and are neutral; *fact* sentences
-give two of 32 facts. Which words go together, and the facts, are drawn anew for every seed. Word 0
+give two of 64 facts. Which words go together, and the facts, are drawn anew for every seed. Word 0
 is the full stop: a real word.
 """
 
@@ -25,8 +25,8 @@ VERBS = torch.arange(16, 25).view(CLASSES, 3)
 ADVERBS = torch.arange(25, 31).view(CLASSES, 2)
 MARKERS = torch.arange(31, 43).view(2, CLASSES, 2)
 """Style (0 polite, 1 rude), class, word."""
-KEYS, RELATIONS, VALUES = torch.arange(43, 59), torch.arange(59, 61), torch.arange(61, 69)
-WORDS = 69
+KEYS, RELATIONS, VALUES = torch.arange(43, 75), torch.arange(75, 77), torch.arange(77, 85)
+WORDS = 85
 STRAYS = 0.03
 """Share of markers of the other style."""
 
@@ -37,7 +37,7 @@ class Language:
 
     Attributes:
         follows: (3, 3), class of the next word after each class, for three kinds of steps.
-        facts: (16, 2), the value of each key and relation.
+        facts: (32, 2), the value of each key and relation.
     """
 
     follows: Tensor

@@ -81,7 +81,7 @@ class Speaker(nn.Module):
         self.head = nn.Linear(width, words.WORDS, bias=False)
 
     def forward(self, text: Tensor) -> Tensor:
-        """Word numbers (batch, words), 16 at most, to scores (batch, words, 69)."""
+        """Word numbers (batch, words), 16 at most, to scores (batch, words, 85)."""
         x = self.table(text) + self.position.weight[: text.shape[1]]
         for block in self.blocks:
             x = block(x)
@@ -89,7 +89,7 @@ class Speaker(nn.Module):
 
 
 def next_word_loss(scores: Tensor, following: Tensor) -> Tensor:
-    """Mean log-loss in nats of scores (batch, words, 69)."""
+    """Mean log-loss in nats of scores (batch, words, 85)."""
     return F.cross_entropy(scores.flatten(0, 1), following.flatten())
 
 
