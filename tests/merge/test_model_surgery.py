@@ -419,6 +419,12 @@ def test_bad_input_is_refused_and_nothing_changes():
     for wrong in ({"k": -1}, {"k": 1.5}, {"alpha": float("inf")}, {"side": "both"}, {"share": 2.0}):
         with pytest.raises((TypeError, ValueError), match=next(iter(wrong))):
             ModelSurgery(**wrong)
+    with pytest.raises(TypeError, match="direction is a list"):
+        ModelSurgery(k=3).rows(model, v.tolist())
+    with pytest.raises(TypeError, match="model is a list"):
+        ModelSurgery(k=3).rows([model], v)
+    with pytest.raises(TypeError, match=r"applied\(\)"):
+        ModelSurgery(k=3).edit(model, v).apply(model.state_dict())
     narrow = dataclasses.replace(ModelSurgery(k=3, alpha=1e6).edit(model, v), bases={})
     with pytest.raises(ValueError, match="not be finite"):
         narrow.apply(speaker().half())

@@ -140,7 +140,9 @@ class ModelSurgery(Declared):
         Arguments and errors as for :meth:`rows`.
         """
         rows = self.rows(model, direction, at, gains)
-        state = dict(model.named_parameters()) if isinstance(model, nn.Module) else model
+        state = model
+        if isinstance(model, nn.Module):
+            state = dict(model.named_parameters(remove_duplicate=False))
         bases = {name: fingerprint(state[name]) for name in rows}
         return Edit(rows, direction.detach().clone(), float(self.alpha), bases)
 

@@ -60,7 +60,13 @@ class Edit:
             ValueError: a tensor is missing, has another shape, or is not the one that the edit was
                 made for (the message has both hashes), or a row would overflow. Nothing is changed
                 then.
+            TypeError: it is no module.
         """
+        if not isinstance(model, nn.Module):
+            raise TypeError(
+                f"model is a {type(model).__name__}: apply edits a module in place; "
+                "of a state dict, applied() gives the edited tensors"
+            )
         views = {}
         for name in self.rows:
             place, _, leaf = name.rpartition(".")

@@ -35,13 +35,15 @@ def gate_rows(
 
     Raises:
         ValueError: nothing is found, or a block's feed-forward has no gate.
-        TypeError: a gate's weight is no plain floating-point matrix.
+        TypeError: a gate's weight is no plain floating-point matrix, or ``model`` is neither.
     """
     patterns = [at] if isinstance(at, str) else at
     if isinstance(model, nn.Module):
         layers = _found(model) if patterns is None else _named(model, patterns)
         found = {f"{name}.weight": _plain(name, model.get_submodule(name)) for name in layers}
         halved = {f"{name}.weight" for name, double in layers.items() if double}
+    elif not isinstance(model, Mapping):
+        raise TypeError(f"model is a {type(model).__name__}: give a module or a state dict")
     else:
         names = _matching(model, [PATTERN] if patterns is None else patterns, "tensor")
         found = {name: model[name].detach() for name in names}
@@ -124,7 +126,10 @@ def cosines(
 
     Raises:
         ValueError: a width that is not d, a direction that is zero or not finite, a gain missing.
+        TypeError: the direction is no tensor.
     """
+    if not isinstance(direction, Tensor):
+        raise TypeError(f"direction is a {type(direction).__name__}: give a tensor (d,)")
     if direction.dim() != 1 or not direction.is_floating_point():
         raise ValueError(
             f"direction: shape {tuple(direction.shape)} of {direction.dtype}; give one row (d,)"
