@@ -29,11 +29,15 @@ def speaker(seed=0):
     return build(lambda: network.Speaker(8, 3, 12), generator(seed, "test"))
 
 
-def llama(seed=0):
-    from transformers import LlamaConfig, LlamaForCausalLM
-
+def foreign(name, config, seed=0, **sizes):
+    """A tiny random model of transformers."""
+    transformers = pytest.importorskip("transformers")
     torch.manual_seed(seed)
-    return LlamaForCausalLM(LlamaConfig(**LLAMA)).eval()
+    return getattr(transformers, name)(getattr(transformers, config)(**sizes)).eval()
+
+
+def llama(seed=0):
+    return foreign("LlamaForCausalLM", "LlamaConfig", seed, **LLAMA)
 
 
 def vector(seed=1, width=8, dtype=torch.float32):
@@ -144,10 +148,7 @@ def test_a_state_dict_is_read_by_pattern():
 
 
 def test_gate_and_up_in_one_layer_the_gate_is_its_first_half():
-    from transformers import Phi3Config, Phi3Model
-
-    torch.manual_seed(0)
-    model = Phi3Model(Phi3Config(**LLAMA, pad_token_id=0)).eval()
+    model = foreign("Phi3Model", "Phi3Config", **LLAMA, pad_token_id=0)
     v, method = vector(), ModelSurgery(k=36, alpha=0.5)
     old = snapshot(model)
     held = method.edit(model, v).apply(model)
@@ -169,10 +170,7 @@ def test_layers_that_share_a_weight_move_it_once():
 
 
 def test_named_rows_of_an_ungated_network_and_of_conv1d():
-    from transformers import GPT2Config, GPT2Model
-
-    torch.manual_seed(0)
-    model = GPT2Model(GPT2Config(n_embd=8, n_layer=2, n_head=2, vocab_size=19)).eval()
+    model = foreign("GPT2Model", "GPT2Config", n_embd=8, n_layer=2, n_head=2, vocab_size=19)
     v = vector()
     with pytest.raises(ValueError, match="no gated feed-forward"):
         ModelSurgery(k=3).rows(model, v)
@@ -212,10 +210,7 @@ def test_absorbing_the_norm_compares_rows_times_gain():
 
 
 def test_the_gain_of_gemma_is_stored_less_one():
-    from transformers import GemmaConfig, GemmaModel
-
-    torch.manual_seed(0)
-    model, v = GemmaModel(GemmaConfig(**LLAMA, head_dim=4)).eval(), vector()
+    model, v = foreign("GemmaModel", "GemmaConfig", **LLAMA, head_dim=4), vector()
     with torch.no_grad():
         for layer in model.layers:
             layer.post_attention_layernorm.weight.uniform_(0, 2)
