@@ -164,7 +164,7 @@ def _searched(found: experts.Experts, name: str, count: int, seed: int) -> dict[
 
 def measure(runs: Runs, scale: Scale) -> None:
     """Every run of the page: the search for the experts' rate, then experts and their merges."""
-    blocks = two_blocks(scale.pick(ci=2, cpu=8, gpu=8))
+    blocks = two_blocks(scale.pick(ci=4, cpu=8, gpu=8))
     seeds = [seed for block in blocks for seed in block]
     found = runs.tune(
         "experts", experts.first, {bed: {"bed": bed, "scale": scale.name} for bed in ON}, START,
