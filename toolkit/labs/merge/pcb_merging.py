@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -25,8 +25,9 @@ from toolkit.core.baselines.ties import TIES
 from toolkit.core.evidence import Claim, Condition, Fact, Measured
 from toolkit.core.runs.measure import Runs
 from toolkit.core.scale import Scale
+from toolkit.core.seeds import generator
 from toolkit.core.states.rules import Piece, Rule
-from toolkit.labs.beds import experts
+from toolkit.labs.beds import experts, images
 from toolkit.labs.lab import Found, Lab, search_seeds, two_blocks
 from toolkit.merge.pcb_merging import PCBMerging, normalised
 
@@ -238,6 +239,30 @@ def shares(found: Found, bed: str, count: int, names: Sequence[str]) -> dict[str
         }
         for name in names
     }
+
+
+def digits_network(scale: str) -> Any:
+    """The vision transformer that the experts of the images are tuned from."""
+    return images.network("vit", scale)
+
+
+def times_read(rule: type[Rule], size: int) -> int:
+    """How many times a merge of four models of ``size`` random numbers reads them all."""
+
+    class Whole:
+        """The models in one piece."""
+
+        count, passes = size, 1  # the merge itself reads them once
+
+        def __iter__(self) -> Iterator[Piece]:
+            self.passes += 1
+            draws = generator(0, "differences")
+            models = [torch.randn(size, generator=draws) for _ in range(4)]
+            yield Piece("all", (size,), 0, torch.zeros(size), models, (1.0,) * 4, {})
+
+    pieces = Whole()
+    rule().survey(pieces)
+    return pieces.passes
 
 
 def judge(found: Found) -> dict[str, dict[str, Measured]]:
