@@ -2,9 +2,11 @@ r"""Several models into one, over state dicts, modules or folders, one tensor at
 
 .. math:: \theta = \mathrm{rule}(\theta_P, \theta_1, \ldots, \theta_n; w)
 
-The steps: check all models against each other, decide for each tensor (:mod:`.plan`), let the rule
-survey what it must know (:class:`.rules.Rule`), merge piece by piece (:mod:`.streams`), write shard
-by shard (:mod:`.written`). What is in memory at a time is a piece of one tensor.
+The steps: check all models against each other, decide for each tensor
+(:mod:`toolkit.core.states.plan`), let the rule survey what it must know
+(:class:`toolkit.core.states.rules.Rule`), merge piece by piece (:mod:`toolkit.core.states.streams`),
+write shard by shard (:mod:`toolkit.core.states.written`). What is in memory at a time is a piece of
+one tensor.
 """
 
 from __future__ import annotations
@@ -78,7 +80,7 @@ def merge(
         ValueError: models that do not fit each other (all differing tensors are named), a base
             among the models, weights that do not fit, targets that name nothing, numbers that are
             not finite, a tokenizer that differs. Nothing is written then.
-        FileNotFoundError, TypeError: see :func:`.stored.stored`.
+        FileNotFoundError, TypeError: see :func:`toolkit.core.states.stored.stored`.
         FileExistsError: ``out`` exists.
         toolkit.core.io.DiskFull: no room; what is written is kept, and the next call goes on.
     """
