@@ -1,4 +1,4 @@
-"""Merging checkpoints of 1 GB against mergekit, on the same files.
+"""Merging checkpoints of 1 GB against mergekit, on the same files; and M2N2's populations.
 
 Each merge runs in a process of its own, so that peaks of memory are its own; importing is not
 timed. mergekit is a peer that is installed by hand: ``pip install -e .[mergekit]``.
@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from benchmarks import populations
 from benchmarks.rows import log
 from benchmarks.timing import compare, emit
 from toolkit.core.states.merging import merge
@@ -125,6 +126,7 @@ def apart(one: Path, other: Path) -> dict[str, float]:
 
 def main(rounds: int = 3, threads: int = 2, layers: int = 14) -> None:
     """Print rows: seconds and peaks of memory per rule, and how far the results lie apart."""
+    populations.m2n2(rounds, threads)
     rounds = min(rounds, 5)
     with tempfile.TemporaryDirectory() as name:
         room = Path(name)

@@ -89,6 +89,7 @@ def do_merge(args: argparse.Namespace) -> int:
     import torch
 
     from toolkit.core.states.merging import merge
+    from toolkit.core.states.rules import Rule
 
     given = {name: value for name, value in vars(args).items() if value is not None}
     told = recipe(args.like) | given if args.like else given
@@ -96,7 +97,9 @@ def do_merge(args: argparse.Namespace) -> int:
         raise ValueError("write --models and --method, or --like with a recipe that has both")
     found = entry(told["method"])
     kept = told.get("settings", {}) if args.method in (None, told.get("rule")) else {}
-    method = found.method(**(kept | settings(found, args.set)))
+    if not issubclass(found.method, Rule):
+        raise ValueError(f"{told['method']!r} is no rule of merging; see `python -m toolkit list`")
+    method = found.method.restored(kept | settings(found, args.set))
     dtype = getattr(torch, told.get("dtype") or "", None)
     if told.get("dtype") and not isinstance(dtype, torch.dtype):
         raise ValueError(f"--dtype {told['dtype']}: write a dtype of PyTorch, as float16")

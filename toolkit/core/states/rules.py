@@ -68,6 +68,10 @@ class Pieces(Protocol):
     def count(self) -> int:
         """Numbers per model."""
 
+    @property
+    def names(self) -> Sequence[str]:
+        """The tensors they come from."""
+
     def __iter__(self) -> Iterator[Piece]: ...
 
 
@@ -92,6 +96,11 @@ class Rule(Declared):
     def settings(self) -> dict[str, Any]:
         """What a recipe notes of the rule: its hyperparameters, as plain JSON."""
         return {h.name: getattr(self, h.name) for h in hyperparameters(self)}
+
+    @classmethod
+    def restored(cls, settings: Mapping[str, Any]) -> Rule:
+        """The rule whose :meth:`settings` a recipe noted."""
+        return cls(**settings)
 
     def check(self, weights: Sequence[float]) -> None:
         """Refuse weights that make no sense for this rule; raises ValueError."""

@@ -41,7 +41,8 @@ def dropped(piece: Piece, drop: float, keep: float) -> Tensor:
 
 def random_mask(count: int, drop: float, generator: torch.Generator) -> Tensor:
     """Which numbers stay (count,), each with probability 1 - drop; bool."""
-    return torch.rand(count, generator=generator) >= drop
+    # named, so that a seed means one mask under every default dtype
+    return torch.rand(count, generator=generator, dtype=torch.float32) >= drop
 
 
 def weighted(vectors: Tensor, weights: tuple[float, ...]) -> Tensor:

@@ -1,0 +1,1 @@
+"""Labs of the methods that merge models."""
