@@ -5,8 +5,8 @@ r"""Several models into one, over state dicts, modules or folders, one tensor at
 The steps: check all models against each other, decide for each tensor
 (:mod:`toolkit.core.states.plan`), let the rule survey what it must know
 (:class:`toolkit.core.states.rules.Rule`), merge piece by piece
-(:mod:`toolkit.core.states.streams`), write shard by shard (:mod:`toolkit.core.states.written`). What is in memory at a time is a piece of
-one tensor.
+(:mod:`toolkit.core.states.streams`), write shard by shard (:mod:`toolkit.core.states.written`).
+What is in memory at a time is a piece of one tensor.
 """
 
 from __future__ import annotations
