@@ -146,7 +146,7 @@ def main(rounds: int = 3, threads: int = 2, layers: int = 14) -> None:
                 linear = linear or mine
                 between = {} if row == "dare" else apart(room / "ours", room / "theirs")
                 compared(f"merge/{row}", mine, peers, facts | between)
-        for rule in ("ties", "magnitude"):
+        for rule in ("ties", "magnitude_merge"):
             with log.attempt(f"merge/{rule}-vs-linear/cpu"):
                 runs = [fresh(room / "ours", ours, folders, rule, {}, threads)
                         for _ in range(rounds)]  # fmt: skip

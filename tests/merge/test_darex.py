@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from toolkit import DAREx
 from toolkit.core.baselines.dare import DARE
-from toolkit.core.baselines.magnitude import Magnitude
+from toolkit.core.baselines.magnitude_merge import Magnitude
 from toolkit.core.seeds import generator
 from toolkit.core.states.merging import merge
 from toolkit.core.states.streams import PIECE

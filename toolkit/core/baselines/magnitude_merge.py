@@ -34,7 +34,7 @@ class Magnitude(Rule):
     over: Literal["model", "tensor"] = "model"
 
     info: ClassVar[Info] = Info(
-        slug="magnitude",
+        slug="magnitude_merge",
         part="core",
         title="Magnitude",
         arxiv="2306.01708",
