@@ -57,6 +57,13 @@
     return view.signal("child_width", each).resize().runAsync();
   }
 
+  // A phone has no room for two columns of long names; letters are about 7 pixels wide.
+  function narrow(spec, width) {
+    const names = [...new Set(spec.data.values.map((row) => row.series ?? ""))];
+    const widest = (side) => Math.max(0, ...names.filter((_, i) => i % 2 === side).map((n) => n.length));
+    if (7.2 * (widest(0) + widest(1)) + 90 > width) spec.config.legend.columns = 1;
+  }
+
   async function draw(block) {
     const table = block.querySelector(".explorer-table");
     const chart = block.querySelector(".explorer-chart");
@@ -65,6 +72,7 @@
       const spec = JSON.parse(block.querySelector(".explorer-spec").textContent);
       // width "container" reads the element's width, so it must have one
       chart.style.width = "100%";
+      narrow(spec, chart.clientWidth);
       const result = await window.vegaEmbed(chart, spec, {
         renderer: "svg", actions: false,
         ast: true,  // expressions are interpreted: the book's pages compile no text to code
