@@ -19,7 +19,7 @@ from torch import Tensor
 
 from toolkit.core.baselines.average import Average
 from toolkit.core.baselines.dare import DARE
-from toolkit.core.baselines.magnitude import Magnitude
+from toolkit.core.baselines.magnitude_merge import Magnitude
 from toolkit.core.baselines.task_arithmetic import TaskArithmetic
 from toolkit.core.baselines.ties import TIES
 from toolkit.core.evidence import Claim, Condition, Fact, Measured
