@@ -102,7 +102,7 @@ class Experts:
     def merged(self, rule: Rule, count: int, seed: int = 0) -> Tensor:
         """The first ``count`` experts merged by a rule (D,)."""
         models = [{"all": model} for model in self.models[:count]]
-        return merge({"all": self.base}, models, rule, seed=seed)["all"]
+        return merge({"all": self.base}, models, rule, seed=seed)["all"]  # type: ignore[index]
 
     def search(
         self, rules: Sequence[Rule], scales: Sequence[float], count: int, seed: int = 0

@@ -17,7 +17,7 @@ def _alone() -> tuple[float, float]:
     vectors[:, 0] = torch.tensor([0.02, 0.0, 0.0, 0.0])
     base, models = {"w": torch.zeros(1000)}, [{"w": vector} for vector in vectors]
     rules = Average(), PCBMerging(clip=0.0)
-    mean, ours = (float(merge(base, models, rule)["w"][0]) for rule in rules)
+    mean, ours = (float(merge(base, models, rule)["w"][0]) for rule in rules)  # type: ignore[index]
     return mean, ours
 
 

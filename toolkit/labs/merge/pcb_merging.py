@@ -252,7 +252,7 @@ def times_read(rule: type[Rule], size: int) -> int:
     class Whole:
         """The models in one piece."""
 
-        count, passes = size, 1  # the merge itself reads them once
+        count, names, passes = size, ("all",), 1  # the merge itself reads them once
 
         def __iter__(self) -> Iterator[Piece]:
             self.passes += 1
