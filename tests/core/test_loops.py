@@ -397,7 +397,8 @@ def test_a_scaler_that_skips_a_step_skips_the_method(name):
 
     def trained(fused: bool):
         options = {"fused": True} if fused else {}
-        kind = torch.optim.SGD if name == "lora_pro-full" else torch.optim.AdamW
+        # AdamW makes whole steps of what rounding leaves in a gradient of 0, as LoRA-Pro has at first
+        kind = torch.optim.SGD if name.startswith("lora_pro") else torch.optim.AdamW
         adapted, optimizer = prepared(name, lambda p: kind(p, lr=0.02, **options))
         scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=3)
         for number in range(STEPS):
