@@ -18,7 +18,6 @@ from toolkit.core.adapt.sites import Site
 from toolkit.core.adapt.steps.controller import Controller
 from toolkit.core.adapt.unfit import refuse_weight
 
-
 _OF_ACCELERATE = ("_hf_hook", "_old_forward")
 """What accelerate keeps on a layer that it hooks. Found on the adapted one, it would take that
 one's forward for the frozen layer's."""
