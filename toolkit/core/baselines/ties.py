@@ -11,19 +11,30 @@ Source: Yadav et al., *TIES-Merging*, arXiv 2306.01708.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from toolkit.core.declare.info import Info
-from toolkit.core.states.rules import Piece
-from toolkit.core.states.vectors import Trimming, elected, trimmed
+from toolkit.core.states.rules import Piece, Pieces, Rule
+from toolkit.core.states.vectors import Density, Scale, elected, thresholds, trimmed
 
 
 @dataclass(frozen=True)
-class TIES(Trimming):
-    """Trim, elect a sign, and take the mean of those that agree."""
+class TIES(Rule):
+    """Trim, elect a sign, and take the mean of those that agree.
+
+    Args:
+        density: share of numbers that each model keeps. Source: arXiv 2306.01708, 0.2.
+        scale: factor of the merged task vector. Source: arXiv 2306.01708, 1.
+        over: whether numbers compete within a tensor or within the model. Source: arXiv
+            2306.01708, model.
+    """
+
+    density: Density = 0.2
+    scale: Scale = 1.0
+    over: Literal["model", "tensor"] = "model"
 
     info: ClassVar[Info] = Info(
         slug="ties",
@@ -38,6 +49,13 @@ class TIES(Trimming):
         inference="none",
         colour="#4E79A7",
     )
+
+    @property
+    def scope(self) -> str:  # type: ignore[override]
+        return self.over
+
+    def survey(self, pieces: Pieces) -> dict[str, Any]:
+        return thresholds(pieces, self.density)
 
     def merged(self, piece: Piece) -> Tensor:
         assert piece.base is not None

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
 from toolkit.core.declare.fields import Range
 from toolkit.core.states.orders import order_statistics
-from toolkit.core.states.rules import Piece, Pieces, Rule
+from toolkit.core.states.rules import Piece, Pieces
 
 Density = Annotated[float, Range(0.0, 1.0, log=True, open_low=True)]
 """The share of numbers that is kept."""
@@ -30,29 +29,6 @@ def trimmed(piece: Piece) -> Tensor:
     least = piece.vectors.new_tensor(piece.facts["threshold"])[:, None]
     # not `hardshrink`, which drops what lies at the threshold
     return piece.vectors.masked_fill_(piece.vectors.abs() < least, 0.0)
-
-
-@dataclass(frozen=True)
-class Trimming(Rule):
-    """Base of rules that see the largest numbers of each task vector alone, see :func:`trimmed`.
-
-    Args:
-        density: share of numbers that each model keeps. Source: arXiv 2306.01708, 0.2.
-        scale: factor of the merged task vector. Source: arXiv 2306.01708, 1.
-        over: whether numbers compete within a tensor or within the model. Source: arXiv
-            2306.01708, model.
-    """
-
-    density: Density = 0.2
-    scale: Scale = 1.0
-    over: Literal["model", "tensor"] = "model"
-
-    @property
-    def scope(self) -> str:  # type: ignore[override]
-        return self.over
-
-    def survey(self, pieces: Pieces) -> dict[str, Any]:
-        return thresholds(pieces, self.density)
 
 
 def dropped(piece: Piece, drop: float, keep: float) -> Tensor:
