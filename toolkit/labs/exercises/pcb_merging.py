@@ -55,4 +55,4 @@ def check_agreement(answer):
         "That is tanh of the sum. Take tanh of each product first, then add."
     )
     assert torch.allclose(answer(u), right, atol=1e-6), "Add tanh(u_i u_j) over all tasks j."
-    return f"the first coordinate's agreement is {right[0, 0]:.2f} for the first of four tasks."
+    return f"among four tasks, {(right < 0).float().mean():.0%} of the changes are outvoted."
