@@ -105,18 +105,21 @@ def sentences_first(arm: str, rate: float, seed: int, scale: str = "cpu") -> dic
 
 
 def measure(runs: Runs, scale: Scale) -> None:
-    """Every run of the page: the search for the experts' rates, then experts and their merges."""
+    """Every run of the page: bed by bed the search for the experts' rate, then their merges.
+
+    The rates of images and texts are those of PCB-Merging, found by the same runs.
+    """
     blocks = two_blocks(scale.pick(ci=4, cpu=8, gpu=8))
     seeds = [seed for block in blocks for seed in block]
-    arms = {bed: {"bed": bed, "scale": scale.name} for bed in ("images", "texts")}
-    found = runs.tune(
-        "experts",
-        {"images": experts.first, "texts": experts.first, "sentences": sentences_first},
-        {**arms, "sentences": {"scale": scale.name}}, START,
-        seeds=search_seeds(n=scale.pick(ci=1, cpu=3, gpu=3)), reported=seeds,
-        judged="validation", better="min", factor=2.0, width=scale.pick(ci=1, cpu=3, gpu=3),
-    )  # fmt: skip
     for bed in BEDS:
+        where = {"scale": scale.name} | ({} if bed == "sentences" else {"bed": bed})
+        found = runs.tune(
+            f"experts of {bed}", sentences_first if bed == "sentences" else experts.first,
+            {bed: where}, {bed: START[bed]},
+            seeds=search_seeds(n=scale.pick(ci=1, cpu=3, gpu=3)), reported=seeds,
+            judged="validation", better="min", factor=2.0,
+            width=scale.pick(ci=1, cpu=3, gpu=3),
+        )  # fmt: skip
         runs.blocks(bed, blocks)
         runs.table(bed, run, [
             {"bed": bed, "rate": found[bed].rate, "seed": seed, "scale": scale.name}
