@@ -1,0 +1,1 @@
+"""What *Average, trim, breed or cut?* compares: rules of merging that search alike."""
