@@ -173,11 +173,13 @@ class Betas(Law):
         return -1.0
 
     def sigma(self, time: float) -> float:
-        """Noise over signal at a time from 0 to T-1.
+        """Noise over signal at a time from 0 to T-1, or -1 for none.
 
         Raises:
             ValueError: a time outside.
         """
+        if time == self.clean:
+            return 0.0
         last = len(self._logs) - 1
         if not 0 <= time <= last:
             raise ValueError(f"time: from 0 to {last}, got {time}")
