@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy import stats
 
-from toolkit.core.sample.draws import Draws, gamma_quantiles
+from toolkit.core.sample.draws import Draws, gamma_quantiles, student_noise
 from toolkit.core.sample.mixtures import Mixture, log_kernel
 from toolkit.core.sample.schedule import EDM, LinearVP
 
@@ -184,6 +184,23 @@ def test_a_seed_draws_the_same_in_any_batch_order_and_precision() -> None:
     assert not torch.equal(Draws([8], "b").normal((3, 2))[0], first[1])
     half = Draws([7, 8], "a").normal((3, 2), torch.float64)
     assert torch.equal(half.float(), first)
+
+
+def test_noise_of_a_batch_from_one_generator() -> None:
+    shape = (3000, 2, 3)
+    plain = torch.randn(shape, generator=generator())
+    assert torch.equal(student_noise(shape, generator=generator()), plain)
+    heavy = student_noise(shape, 2.5, generator())
+    ratio = (heavy / plain).flatten(1)
+    torch.testing.assert_close(ratio, ratio[:, :1].expand_as(ratio))
+    law = stats.betaprime(3, 1.25)
+    radius = heavy.double().flatten(1).square().sum(1) / 2.5
+    assert stats.kstest(radius.numpy(), law.cdf).pvalue > 1e-3
+    for shape in ((), (3,), (0, 2)):
+        with pytest.raises(ValueError, match="shape"):
+            student_noise(shape)
+    with pytest.raises(ValueError, match="D must be positive"):
+        student_noise((2, 2), 0.0)
 
 
 def test_quantiles_of_the_width() -> None:

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
-from scipy import special
 from torch import Tensor
 
 from toolkit.core.seeds import generator
@@ -94,15 +93,48 @@ class Draws:
         check_freedom(freedom)
         noise = self.normal(shape, torch.float64 if freedom < math.inf else dtype)
         if freedom < math.inf:
-            shares = torch.cat(
-                [torch.rand(1, dtype=torch.float64, generator=draw) for draw in self._tail]
-            ).clamp(min=2.0**-54)
-            noise = noise / gamma_quantiles(shares, freedom).sqrt().view(-1, *[1] * len(shape))
+            shares = [torch.rand(1, dtype=torch.float64, generator=draw) for draw in self._tail]
+            noise = _widened(noise, torch.cat(shares), freedom)
         return noise.to(dtype).to(device)
+
+
+def student_noise(
+    shape: Sequence[int],
+    freedom: float = math.inf,
+    generator: torch.Generator | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """The noise of :meth:`Draws.student` for a whole batch from one generator, as in training.
+
+    Args:
+        shape: (batch, ...).
+        freedom: D; infinite gives the numbers of ``torch.randn``, bit for bit.
+        generator: a CPU generator.
+        dtype: of the result.
+
+    Raises:
+        ValueError: a D that is not positive, or no sample.
+    """
+    check_freedom(freedom)
+    if len(shape) < 2 or any(size < 1 for size in shape):
+        raise ValueError(f"shape: (batch, ...) with sizes of at least 1, got {tuple(shape)}")
+    noise = torch.randn(*shape, generator=generator, dtype=dtype)
+    if math.isinf(freedom):
+        return noise
+    shares = torch.rand(shape[0], dtype=torch.float64, generator=generator)
+    return _widened(noise.double(), shares, freedom).to(dtype)
+
+
+def _widened(noise: Tensor, shares: Tensor, freedom: float) -> Tensor:
+    """Normal numbers (batch, ...) over the root of one Gamma quantile (batch,) per sample."""
+    tau = gamma_quantiles(shares.clamp(min=2.0**-54), freedom)
+    return noise / tau.sqrt().view(-1, *[1] * (noise.dim() - 1))
 
 
 def gamma_quantiles(shares: Tensor, freedom: float) -> Tensor:
     """Quantiles of Gamma(D/2, rate D/2), whose mean is 1, at shares in (0, 1)."""
+    from scipy import special
+
     half = freedom / 2
     return torch.from_numpy(special.gammaincinv(half, shares.double().numpy())) / half
 
