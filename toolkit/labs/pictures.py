@@ -17,7 +17,7 @@ from toolkit.core.sample.plans import Plan
 from toolkit.core.sample.schedule import Schedule
 
 BASES = {"mnist": "cpu", "digits": "ci"}
-"""Base -> scale of the bed of denoisers. ``digits`` (8 x 8) learns anew each time, in seconds."""
+"""Base -> scale of the bed of denoisers. Digits are those of scikit-learn, 8 x 8 pixels."""
 
 
 def pictures(
@@ -58,7 +58,7 @@ def pictures(
         raise ValueError(f"labels: digits 0 to 9, or {denoiser.UNTOLD} for any, got {list(labels)}")
     scale = BASES[base]
     side, schedule = denoiser.size(scale).side, Schedule.edm(steps, low, high)
-    plan.steps(schedule)  # before a network is read or trained
+    plan.steps(schedule)  # before a network is read
     count = rows * len(labels)
     check_memory((count, 1, side, side), 4)
     return generate(
