@@ -24,7 +24,9 @@ from toolkit.labs.beds import (
     speech,
 )
 
-NAMES = tuple(pretrain.MAKERS)
+UNMADE = {"denoiser"}
+"""Bases that a command makes and that are not shipped yet."""
+NAMES = tuple(name for name in pretrain.MAKERS if name not in UNMADE)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -129,6 +131,15 @@ def test_a_speech_base_reaches_what_it_says(split: int) -> None:
 
 
 DENOISERS = {"denoiser_digits": "ci"}
+
+
+def test_a_base_that_is_not_there_says_how_to_make_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bases, "entries", lambda: {})
+    denoiser._base.cache_clear()
+    with pytest.raises(ChecksumError, match=r"pretrain denoiser_digits"):
+        denoiser.network("ci")
+    with pytest.raises(ChecksumError, match=r"pretrain denoiser`"):
+        denoiser.network("cpu")
 
 
 @pytest.mark.parametrize("name", DENOISERS)

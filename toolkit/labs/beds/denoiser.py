@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from toolkit.core import data
+from toolkit.core.data import ChecksumError
 from toolkit.core.nets.unet import unet
 from toolkit.core.sample.metrics import frechet
 from toolkit.core.sample.precondition import Preconditioned, drawn_sigmas
@@ -179,11 +180,21 @@ def judged(
 
 @functools.lru_cache(maxsize=2)
 def _base(scale: str) -> nn.Module:
-    return bases.fill(empty(scale), "denoiser_digits" if scale == "ci" else "denoiser")
+    name = "denoiser_digits" if scale == "ci" else "denoiser"
+    if name not in bases.entries():
+        raise ChecksumError(
+            f"base {name!r} is not there: make it once by "
+            f"`python -m toolkit.labs.beds.pretrain {name}`, which takes some minutes of one core"
+        )
+    return bases.fill(empty(scale), name)
 
 
 def network(scale: str = "cpu") -> Preconditioned:
-    """A fresh copy of the base: a denoiser ``network(x, level, labels)``."""
+    """A fresh copy of the base: a denoiser ``network(x, level, labels)``.
+
+    Raises:
+        toolkit.core.data.ChecksumError: the base is missing or damaged; how to make it is said.
+    """
     return arms.fresh(_base(scale))
 
 

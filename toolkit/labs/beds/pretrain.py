@@ -27,6 +27,7 @@ MAKERS: dict[str, tuple[str, dict[str, Any]]] = {
     "speech_0": ("speech", {"split": 0}),
     "speech_1": ("speech", {"split": 1}),
     "speech_2": ("speech", {"split": 2}),
+    "denoiser": ("denoiser", {}),
     "denoiser_digits": ("denoiser", {"scale": "ci"}),
 }
 """Base -> the module with its ``pretrain`` and the arguments that say which."""
