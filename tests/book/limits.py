@@ -136,6 +136,8 @@ SEEN = """() => {
     height: article.getBoundingClientRect().height,
     words: words(article),
     card: card ? card.getBoundingClientRect().bottom + scrollY : null,
+    long: [...article.querySelectorAll("mjx-container[display='true']")]
+      .map((e) => e.scrollWidth - e.clientWidth).filter((more) => more > 2),
     wide: tables.filter((t) => {
       const box = t.closest(".output, .table-scroll, section, article") || article;
       return t.getBoundingClientRect().width > box.getBoundingClientRect().width + 1
@@ -150,10 +152,11 @@ def of_screen(page: Any, phone: bool = False) -> list[str]:
 
     Args:
         page: a page in the browser, its window of the size :data:`WINDOW`, or a phone's.
-        phone: whether it is a phone, on which only widths count.
+        phone: whether it is a phone, on which only widths count, of tables and formulas.
     """
     seen = page.evaluate(SEEN)
     found = [f"a table is wider than its column: {words!r}" for words in seen["wide"]]
+    found += [f"a formula is {more} px wider than its column" for more in seen["long"]]
     if phone:
         return found
     screens = seen["height"] / WINDOW[1]

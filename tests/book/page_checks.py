@@ -46,6 +46,11 @@ FACTS = """() => {
     drawn: document.querySelectorAll(".bd-article .math mjx-container").length,
     faulty: document.querySelectorAll("mjx-merror, [data-mjx-error]").length,
     explorers: [...document.querySelectorAll(".explorer")].map((e) => e.dataset.state || "none"),
+    cut: [...document.querySelectorAll(".explorer-chart svg text")].filter(seen).filter((e) => {
+      const [own, svg] = [e, e.ownerSVGElement].map((part) => part.getBoundingClientRect());
+      return own.left < svg.left - 2 || own.right > svg.right + 2 || own.top < svg.top - 2
+        || own.bottom > svg.bottom + 2;
+    }).map((e) => e.textContent),
   };
 }"""
 
@@ -113,6 +118,7 @@ class Visit:
                 f"{facts['faulty']} with errors"
             )
         found += [f"explorer is {state}" for state in facts["explorers"] if state != "drawn"]
+        found += [f"text is cut in a chart: {words!r}" for words in facts["cut"]]
         return found
 
 

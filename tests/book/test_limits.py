@@ -114,6 +114,7 @@ def test_an_axis_left_empty_and_a_hidden_series_are_seen() -> None:
 
 LOW = "<div style='height:950px'></div>"
 NARROW = "<div style='width:300px' class='output'>"
+FORMULA = "<mjx-container display='true' style='display:block;width:300px;overflow-x:auto'>"
 
 
 @pytest.mark.browser
@@ -125,6 +126,7 @@ NARROW = "<div style='width:300px' class='output'>"
         (LOW + "<section class='card-first'>x</section>", "the card ends"),
         ("<p>x</p>", "no card"),
         (NARROW + "<table style='width:500px'><tr><td>x</table></div>", "wider than its column"),
+        (FORMULA + "<p style='width:500px'>x</p></mjx-container>", "a formula is 200 px wider"),
     ],
 )
 def test_each_limit_of_a_screen_is_seen(browser, tmp_path: Path, body: str, word: str) -> None:

@@ -189,6 +189,8 @@ FAULTS = {
     "formulas drawn": '<p class="math">never drawn</p>',
     "explorer is failed": '<div class="explorer"><div class="explorer-chart"></div>'
     '<details class="explorer-table"></details></div>',
+    "text is cut": '<div class="explorer" data-state="drawn"><div class="explorer-chart">'
+    '<svg width="50" height="20"><text y="15">a name that is too long</text></svg></div></div>',
 }
 
 

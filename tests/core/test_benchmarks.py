@@ -11,10 +11,12 @@ import torch
 from torch import nn
 
 import benchmarks.__main__ as command
-from benchmarks import adapters
+from benchmarks import adapters, choices
 from benchmarks.rows import each, log
 from benchmarks.timing import alternate, compare, emit
 from toolkit import LoRA, LoRAGGPO, LoRAMGPO
+from toolkit.labs.lab import ROOT
+from toolkit.labs.select import which_weights
 
 CPU = torch.device("cpu")
 
@@ -105,6 +107,21 @@ def test_a_run_without_failures_ends_well_and_begins_the_file_anew(monkeypatch, 
     monkeypatch.setattr(command, "suites", lambda: [])
     assert command.main(["--rows", str(path)]) == 0
     assert path.read_text() == ""
+
+
+def test_times_of_choices_name_every_arm_and_full_training_is_one(capsys):
+    choices.measure("abstracts", rounds=2, scale="ci", day="today")
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["choice"] for row in rows] == list(which_weights.ARMS["abstracts"])
+    assert all(row["ours"] > 0 and row["day"] == "today" for row in rows)
+    assert rows[-1]["choice"] == "full"
+    assert rows[-1]["ratio"] == 1.0
+
+
+def test_the_times_that_the_page_shows_are_of_its_arms():
+    lines = (ROOT / "book" / "results" / "times" / "choices.jsonl").read_text().splitlines()
+    kept = [(row["task"], row["choice"]) for row in map(json.loads, lines)]
+    assert kept == [(t, arm) for t in which_weights.PAIR for arm in which_weights.ARMS[t]]
 
 
 class Encoder(nn.Module):

@@ -6,6 +6,8 @@ import itertools
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from benchmarks import select
@@ -17,7 +19,7 @@ from toolkit.core.adapt.steps.rechoice import ChoiceController, exchange
 from toolkit.core.baselines.bitfit import Train
 from toolkit.core.baselines.houlsby import Houlsby
 from toolkit.core.baselines.sparse_mask import SparseMask
-from toolkit.core.states.deltas import SparseDelta, fingerprint
+from toolkit.core.states.deltas import FORMAT, SparseDelta, fingerprint
 
 
 def draws(seed: int = 0) -> torch.Generator:
@@ -211,6 +213,49 @@ def test_damaged_files_of_differences_are_refused(tmp_path) -> None:
     broken.save(path)
     with pytest.raises(ValueError, match="'w' are damaged"):
         SparseDelta.load(path)
+
+
+DAMAGE = {
+    "0-d": ("w.index", torch.tensor(1)),
+    "complex": ("w.value", torch.ones(2, dtype=torch.complex64)),
+    "float8": ("w.value", torch.ones(2).to(torch.float8_e4m3fn)),
+    "whole": ("w.value", torch.ones(2, dtype=torch.uint64)),
+    "nan": ("w.value", torch.full((2,), float("nan"))),
+    "fractions": ("w.index", torch.tensor([0.0, 1.0])),
+    "twice": ("w.index", torch.tensor([1, 1])),
+    "before 0": ("w.index", torch.tensor([-1, 1])),
+    "longer": ("w.index", torch.tensor([0, 1, 2])),
+    "more": ("v.index", torch.tensor([0])),
+}
+
+
+@pytest.mark.parametrize("key", DAMAGE)
+def test_tensors_of_another_sort_are_refused_with_the_file(key, tmp_path) -> None:
+    path = tmp_path / "d.safetensors"
+    SparseDelta({"w": (torch.tensor([0, 1]), torch.ones(2))}, {"w": "0"}).save(path)
+    tensors, (name, value) = load_file(path), DAMAGE[key]
+    with safe_open(path, "pt") as file:
+        facts = file.metadata()
+    SparseDelta.load(path)
+    save_file(tensors | {name: value}, path, facts)
+    with pytest.raises(ValueError, match=r"d\.safetensors is no sparse difference.*save it again"):
+        SparseDelta.load(path)
+
+
+@pytest.mark.parametrize("bases", ["[" * 100_000, "[]", '["w"]', "3", "null", '{"w": 1}', "{}"])
+def test_facts_of_another_sort_are_refused_with_the_file(bases, tmp_path) -> None:
+    path = tmp_path / "d.safetensors"
+    tensors = {"w.index": torch.tensor([0]), "w.value": torch.ones(1)}
+    save_file(tensors, path, {"format": FORMAT, "bases": bases})
+    with pytest.raises(ValueError, match=r"d\.safetensors is no sparse difference.*save it again"):
+        SparseDelta.load(path)
+
+
+def test_an_entry_outside_the_base_is_refused() -> None:
+    base = {"w": torch.zeros(3)}
+    far = SparseDelta({"w": (torch.tensor([3]), torch.ones(1))}, {"w": fingerprint(base["w"])})
+    with pytest.raises(ValueError, match="outside 'w'"):
+        far.applied(base)
 
 
 def test_only_weights_have_a_difference() -> None:

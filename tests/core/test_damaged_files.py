@@ -264,6 +264,9 @@ def test_a_string_or_a_fraction_is_no_number_of_a_configuration(tmp_path):
         ({"target_modules": ["0", "2"]}, "incomplete.*'2'"),
         ({"target_modules": ["2"]}, "'0', which target_modules"),
         ({"modules_to_save": ["3"]}, "incomplete.*'3.weight'"),
+        ({"fan_in_fan_out": "false"}, "fan_in_fan_out"), ({"inference_mode": 1}, "inference_mode"),
+        ({"exclude_modules": ["0"]}, "'0', which exclude_modules"),
+        ({"exclude_modules": 3}, "exclude_modules"),
     ]:  # fmt: skip
         file.write_text(json.dumps(whole | change))
         model = net()

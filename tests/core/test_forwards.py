@@ -255,3 +255,65 @@ def test_hooks_that_move_nothing_are_kept():
     torch.testing.assert_close(model(FLOATS), y)
     model(FLOATS).sum().backward()
     assert all(p.grad is not None for p in adapted.parameters())
+
+
+CALLS = {
+    "hook of all modules": lambda layer: nn.modules.module.register_module_forward_hook(
+        lambda m, _, y: 2 * y + 1 if type(m) is nn.Linear else None
+    ),
+    "hook of all modules before": lambda layer: nn.modules.module.register_module_forward_pre_hook(
+        lambda m, given: (given[0] + 1,) if type(m) is nn.Linear else None
+    ),
+    "call of its own": lambda layer: setattr(
+        layer, "_call_impl", lambda x: 3 * F.linear(x, layer.weight, layer.bias)
+    ),
+}
+
+
+@pytest.mark.parametrize("method", [LoRA(rank=2), DoRA(rank=2), IA3(), SparseMask(share=0.3)])
+@pytest.mark.parametrize("key", CALLS)
+def test_what_stands_around_a_call_stays_there(key, method):
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(8, 6), nn.ReLU()), torch.randn(4, 8)
+    handle = CALLS[key](model[0])
+    try:
+        before = model(x)
+        adapted = adapt(model, method, "0")
+        torch.testing.assert_close(model(x), before)
+        with torch.no_grad():
+            for p in adapted.parameters():
+                p.add_(0.3 * torch.randn_like(p))
+            apart = model(x)
+            assert not torch.equal(apart, before)
+            torch.testing.assert_close(adapted.merge()(x), apart)
+    finally:
+        if handle is not None:
+            handle.remove()
+
+
+def test_a_layer_compiled_after_it_was_adapted_is_taken_out_first():
+    model, x = nn.Sequential(nn.Linear(8, 6), nn.ReLU()), torch.randn(4, 8)
+    adapted = adapt(model, LoRA(rank=2))
+    nn.init.normal_(adapted.parameters()[1])
+    layer, apart = model[0], model(x)
+    model[0] = torch.compile(layer, backend="eager")
+    for verb in (adapted.merge, adapted.unload):
+        with pytest.raises(RuntimeError, match=r"layer '0' was compiled on its own.*_orig_mod"):
+            verb()
+    assert adapted.state == "adapted"
+    model[0] = model[0]._orig_mod
+    torch.testing.assert_close(adapted.merge()(x), apart)
+
+
+def test_hooks_of_accelerate_come_off_the_frozen_layer():
+    hooks = pytest.importorskip("accelerate.hooks")
+    model, x = nn.Sequential(nn.Linear(8, 6), nn.ReLU()), torch.randn(4, 8)
+    before = model(x)
+    hooks.add_hook_to_module(model[0], hooks.AlignDevicesHook(execution_device="cpu"))
+    adapted = adapt(model, LoRA(rank=2))
+    hooks.remove_hook_from_module(model, recurse=True)
+    torch.testing.assert_close(model(x), before)
+    nn.init.normal_(adapted.parameters()[1])
+    apart = model(x)
+    assert not torch.equal(apart, before)
+    torch.testing.assert_close(adapted.merge()(x), apart)

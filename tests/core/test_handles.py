@@ -163,3 +163,51 @@ def test_a_model_without_memory_is_refused_by_load(tmp_path):
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
 def test_a_model_sharded_over_two_processes_trains_and_saves_as_one(tmp_path):
     run_pair(Path(__file__).parent / "sharded_pair.py", tmp_path)
+
+
+class Bank(nn.Module):
+    """A layer beside buffers that are filled, or grow, when it is called."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.fc = nn.Linear(6, 3)
+        self.register_buffer("late", None)
+        self.register_buffer("rows", torch.zeros(1, 3))
+        self.register_buffer("odd", torch.tensor([float("nan"), 1.0]))
+
+    def forward(self, x):
+        y = self.fc(x)
+        if self.late is None:
+            self.late = torch.full((3,), 2.0)
+        return y + self.late + self.rows.mean(0)
+
+
+def test_buffers_that_were_filled_or_put_anew_are_as_before_after_unload():
+    model, x = Bank(), torch.randn(4, 6)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    adapted = adapt(model, LoRA(rank=2))
+    model(x)
+    model.rows = torch.ones(5, 3)
+    with torch.inference_mode():
+        model.odd = torch.zeros(2)
+    adapted.unload()
+    assert model.late is None
+    assert model.state_dict().keys() == before.keys()
+    for key, value in model.state_dict().items():
+        torch.testing.assert_close(value, before[key], rtol=0, atol=0, equal_nan=True)
+    model.odd.add_(1)  # no tensor of inference mode
+
+
+def test_a_buffer_that_was_filled_is_saved_and_loaded_and_nan_is_no_change(tmp_path):
+    model, x = Bank(), torch.randn(4, 6)
+    adapted = adapt(model, LoRA(rank=2))
+    assert adapted.changed_buffers() == {}
+    want = model(x)
+    model.late += 1
+    want = model(x)
+    assert [*adapted.changed_buffers()] == ["late"]
+    adapted.save(tmp_path / "a.safetensors")
+    fresh = Bank()
+    toolkit.load(fresh, tmp_path / "a.safetensors")
+    torch.testing.assert_close(fresh(x), want)

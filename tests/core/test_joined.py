@@ -74,3 +74,27 @@ def test_what_is_no_product_of_factors_or_has_no_weight_is_refused(tmp_path) -> 
     adapted.save(tmp_path / "beside.safetensors")
     now = base.state_dict()
     assert all(torch.equal(now[name], value) for name, value in before.items())
+
+
+def test_running_statistics_go_with_one_adapter_and_are_told_of_with_several(tmp_path) -> None:
+    def norm() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4))
+
+    files = []
+    for shift in (1.0, 5.0):
+        model = norm()
+        adapted = adapt(model, LoRA(rank=2))
+        for p in adapted.parameters():
+            nn.init.normal_(p)
+        model(torch.randn(8, 6) + shift)
+        files.append(tmp_path / f"{shift}.safetensors")
+        adapted.save(files[-1])
+    x, fresh, merged = torch.randn(4, 6), norm(), norm()
+    join_adapters(fresh, files[1:])
+    torch.testing.assert_close(fresh.eval()(x), model.eval()(x))
+    merged.load_state_dict(merge_adapters(norm(), files[1:], TaskArithmetic(scale=1.0)))
+    torch.testing.assert_close(merged.eval()(x), model.eval()(x))
+    with pytest.warns(UserWarning, match=r"'1.num_batches_tracked', '1.running_mean'.*train\(\)"):
+        join_adapters(fresh := norm(), files)
+    assert torch.equal(fresh[1].running_mean, torch.zeros(4))

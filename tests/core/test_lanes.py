@@ -1066,3 +1066,12 @@ def test_the_first_step_of_a_loss_that_is_not_finite_is_noted_once():
     losses[1, 2] = losses[0, 3] = torch.inf
     steps._note(diverged, losses, 10)
     assert diverged.tolist() == [-1, 12, 3, 10]
+
+
+def test_logits_that_are_whole_numbers_are_refused():
+    class Rounded(nn.Linear):
+        def forward(self, x):
+            return super().forward(x).long()
+
+    with pytest.raises(ValueError, match=r"returns torch\.int64"):
+        train(lambda _: Rounded(4, 3), [Lane(batch=8)], torch.randn(16, 4), torch.arange(16) % 3)

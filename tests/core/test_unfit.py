@@ -65,6 +65,35 @@ def test_weights_that_take_no_difference_are_refused_and_nothing_changes(key, me
     assert state(model) == before
 
 
+BESIDE = {
+    "float8": (lambda: nn.Linear(6, 4).to(torch.float8_e4m3fn), "float8.*quantised"),
+    "int8": (lambda: Int8(6, 4), "int8.*quantised"),
+    "inference": (inferred, "inference_mode.*deepcopy"),
+    "lazy": (lambda: nn.LazyLinear(4), "lazy.*run one batch"),
+}
+
+
+@pytest.mark.parametrize("train", ["1", ["1.weight"], lambda name: name.startswith("1.")])
+@pytest.mark.parametrize("key", BESIDE)
+def test_what_cannot_train_beside_is_refused_and_nothing_changes(key, train):
+    make, words = BESIDE[key]
+    model = nn.Sequential(nn.Linear(6, 6), make())
+    before = state(model)
+    with pytest.raises(ValueError, match=f"1.*{words}"):
+        adapt(model, LoRA(rank=2), "0", train=train)
+    assert state(model) == before
+
+
+def test_lazy_layers_elsewhere_are_refused_before_anything_changes():
+    model = nn.Sequential(nn.Linear(6, 6), nn.LazyBatchNorm1d())
+    before = state(model)
+    with pytest.raises(ValueError, match=r"layer '1' .LazyBatchNorm1d. has no .*lazy"):
+        adapt(model, LoRA(rank=2), "0")
+    assert state(model) == before
+    model(torch.randn(4, 6))
+    adapt(model, LoRA(rank=2), "0")
+
+
 def test_the_remedies_help():
     model = nn.Sequential(copy.deepcopy(inferred()))
     adapt(model, LoRA(rank=2))

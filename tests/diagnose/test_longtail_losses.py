@@ -397,3 +397,17 @@ def test_one_row_that_sums_to_one_is_taken_for_logits():
     torch.testing.assert_close(adjusted, z - (prior + 1e-9).log())
     with pytest.raises(ValueError, match="probabilities"):
         adjustment.logit_adjust(z.expand(2, 2), prior)
+
+
+def test_classes_that_are_not_possible_leave_lade_finite():
+    loss = losses.LADELoss(torch.tensor([0.7, 0.2, 0.1]))
+    z, y = torch.randn(4, 3), torch.tensor([0, 1, 0, 1])
+    plain = loss(z, y)
+    z = z.clone()
+    z[0, 2] = -torch.inf
+    z.requires_grad_()
+    value = loss(z, y)
+    value.backward()
+    assert bool(value.isfinite())
+    assert bool(z.grad.isfinite().all())
+    assert not torch.equal(value, plain)

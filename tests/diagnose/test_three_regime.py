@@ -359,6 +359,9 @@ def test_cka_of_half_precision_is_that_of_the_same_numbers(kind, unbiased):
         assert float(found) == pytest.approx(float(wanted), abs=1e-5)
     mixed = tr.linear_cka(a, b.double(), unbiased=unbiased)
     torch.testing.assert_close(mixed, wanted)
+    least = (a / 100).to(torch.float8_e4m3fn)
+    tiny = tr.linear_cka(least, b, unbiased=unbiased)
+    torch.testing.assert_close(tiny, tr.linear_cka(least.float(), b.float(), unbiased=unbiased))
     small = tr.linear_cka((a.float() / 1e5).to(kind), b, unbiased=unbiased)  # squares underflow
     assert float(small) == pytest.approx(float(wanted), abs=0.01)
 

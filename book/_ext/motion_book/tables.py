@@ -50,7 +50,8 @@ class MethodMap(SphinxDirective):
         line = nodes.paragraph("", "", nodes.strong("", title))
         if title != part:
             line += [nodes.Text(", "), nodes.literal("", part)]
-        line += nodes.Text(f": {what.strip()}")
+        words = f": {what.strip()}".split("``")  # a docstring marks code by two backticks
+        line += [nodes.literal("", w) if i % 2 else nodes.Text(w) for i, w in enumerate(words)]
         box = nodes.container(classes=["table-scroll", "method-map"])
         table = nodes.table(classes=["method-map-table", "stacks"])
         group = nodes.tgroup(cols=len(MAP_HEAD))

@@ -388,6 +388,12 @@ def test_a_result_that_fits_no_table_is_a_failure(result, words):
     assert table["status"].tolist() == ["failed"]
 
 
+def test_half_a_character_in_a_result_or_an_argument_costs_no_table(store):
+    table = sweep(lambda x: {"name": "\ud800é"}, [{"x": "\udcff"}], store, version="1", n_jobs=1)
+    assert table["name"].tolist() == ["?é"]
+    same(collect(store), table)
+
+
 def test_a_job_that_exits_is_a_failure_but_an_interrupt_goes_through(store):
     def leave(x):
         sys.exit("usage: ...")

@@ -155,18 +155,20 @@ def _inside_hooks(
 ) -> Any:  # fmt: skip
     """The same where hooks of the layer stand before and after its forward: in between them."""
     refuse_trace(site.name, (*args, *kwargs.values()))
+    plain = base.forward
 
-    def add(_: nn.Module, given: tuple[Any, ...], named: dict[str, Any], y: Tensor) -> Tensor:
+    def added(*given: Any, **named: Any) -> Tensor:
         x = given[0] if len(given) == 1 and not named else _only_input(base, site, given, named)
-        y = y + _branch(base, site, x, A, B, s, drop)
+        y = plain(*given, **named) + _branch(base, site, x, A, B, s, drop)
         passed(base, x, y)
         return y
 
-    handle = base.register_forward_hook(add, prepend=True, with_kwargs=True)
+    # not as one more hook: those of all modules come before the layer's own
+    base.__dict__["forward"] = added
     try:
         return base(*args, **kwargs)
     finally:
-        handle.remove()
+        del base.__dict__["forward"]
 
 
 def _branch(

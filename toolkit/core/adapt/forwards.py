@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.func import functional_call
+from torch.nn.modules.module import _has_any_global_hook as has_any_global_hook
 
 _FORWARDS = frozenset(
     cls.forward
@@ -29,8 +30,10 @@ def has_own_forward(layer: nn.Module) -> bool:
     cls, own = type(layer), layer.__dict__
     return (
         "forward" in own
+        or "_call_impl" in own
         or layer._compiled_call_impl is not None
         or cls.__call__ is not nn.Module.__call__
+        or cls._call_impl is not nn.Module._call_impl
         or (cls.forward not in _FORWARDS and not _is_hf_conv1d(cls))
         or "_conv_forward" in own
         or getattr(cls, "_conv_forward", nn.Conv1d._conv_forward) not in _CONVOLVE
@@ -43,14 +46,21 @@ def _is_hf_conv1d(cls: type) -> bool:
     return cls.__name__ == "Conv1D" and len(own) == 1
 
 
-def is_hooked(layer: nn.Module) -> bool:
-    """Whether hooks may change what goes into a layer or what comes out of it."""
+def has_own_hooks(layer: nn.Module) -> bool:
+    """Whether a layer carries hooks."""
     return bool(
         layer._forward_hooks
         or layer._forward_pre_hooks
         or layer._backward_hooks
         or layer._backward_pre_hooks
     )
+
+
+def is_hooked(layer: nn.Module) -> bool:
+    """Whether hooks, its own or those of all modules, may change what goes in or comes out."""
+    # those of all modules cannot be looked for while compiling
+    everywhere = not torch.compiler.is_compiling() and has_any_global_hook()
+    return everywhere or has_own_hooks(layer)
 
 
 def frozen(layer: nn.Module, parameter: str, name: str) -> Tensor:

@@ -75,9 +75,7 @@ def load_peft(model: nn.Module, folder: Any) -> Adapted:
     with torch.no_grad():
         for name, value in adapted.extra.items():
             value.copy_(extra[name])
-        for name, buffer in handles.buffers(model):
-            if name in buffers:
-                buffer.copy_(buffers[name])
+        handles.put_buffers(model, buffers)
     return adapted
 
 

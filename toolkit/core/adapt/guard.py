@@ -26,6 +26,21 @@ def check_shapes(sites: Mapping[str, Any]) -> None:
             )
 
 
+def refuse_compiled(sites: Mapping[str, Any]) -> None:
+    """Raise RuntimeError for a layer that was compiled on its own after it was adapted.
+
+    Its wrapper goes on calling what it wrapped, whatever is put inside it.
+    """
+    for name, placed in sites.items():
+        for parent, attribute in placed.places:
+            if type(parent).__name__ == "OptimizedModule" and attribute == "_orig_mod":
+                raise RuntimeError(
+                    f"layer {name!r} was compiled on its own after it was adapted, and would go "
+                    "on calling the adapter; put what is inside (._orig_mod) in its place first, "
+                    "and compile afterwards"
+                )
+
+
 class Guard:
     """Looks whether an attached optimizer still moves the model's own tensors.
 

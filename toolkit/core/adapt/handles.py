@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from toolkit.core.adapt.layer import AdaptedLayer
 
@@ -44,13 +46,48 @@ def parameters(model: nn.Module, twice: bool = False) -> Iterator[tuple[str, nn.
 
 def buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """The base's own persistent buffers, such as the statistics of batch normalisation."""
-    seen = set()
+    for name, (module, key) in buffer_places(model).items():
+        value = module._buffers[key]
+        if value is not None:
+            yield name, value
+
+
+def buffer_places(model: nn.Module) -> dict[str, tuple[nn.Module, str]]:
+    """Where the base's own persistent buffers lie, those included that hold nothing yet."""
+    seen, found = set(), {}
     for name, module in modules(model):
         for key, value in module._buffers.items():
-            kept = value is not None and key not in module._non_persistent_buffers_set
-            if kept and id(value) not in seen:
+            kept = key not in module._non_persistent_buffers_set
+            if kept and (value is None or id(value) not in seen):
                 seen.add(id(value))
-                yield f"{name}.{key}".lstrip("."), value
+                found[f"{name}.{key}".lstrip(".")] = module, key
+    return found
+
+
+def put_buffers(model: nn.Module, values: Mapping[str, Tensor | None]) -> None:
+    """Let the base's buffers of these names hold these numbers, or nothing where that is None."""
+    for name, (module, key) in buffer_places(model).items():
+        now, value = module._buffers[key], values.get(name)
+        if name not in values:
+            continue
+        writable = now is not None and not now.is_inference()
+        if writable and value is not None and now.shape == value.shape:
+            now.copy_(value)
+        else:  # filled, emptied, or put anew since
+            like = value if now is None else now
+            module._buffers[key] = None if value is None else value.clone().to(like.device)
+
+
+def same(one: Tensor, other: Tensor | None) -> bool:
+    """Whether two buffers hold the same numbers, NaN being the same as NaN."""
+    if other is None or one.shape != other.shape:
+        return False
+    if one.is_meta or other.is_meta:
+        return one.is_meta and other.is_meta
+    if one.is_floating_point() and one.element_size() == 1:  # which cannot be compared
+        one = one.float()
+    other = other.to(one.device, one.dtype)
+    return bool(((one == other) | ((one != one) & (other != other))).all())
 
 
 def also_called(model: nn.Module) -> dict[str, tuple[str, ...]]:
@@ -69,6 +106,18 @@ def refuse_spread(model: nn.Module) -> None:
                 f"parameter {name!r} is sharded; put adapters on the model first and call "
                 "fully_shard afterwards, so that their gradients are averaged too"
             )
+
+
+def refuse_lazy(model: nn.Module) -> None:
+    """Raise ValueError for parameters or buffers that have no shape yet."""
+    for name, module in modules(model):
+        own = () if isinstance(module, torch.jit.ScriptModule) else module._parameters.items()
+        for key, value in (*own, *module._buffers.items()):
+            if is_lazy(value):
+                raise ValueError(
+                    f"layer {name!r} ({type(module).__name__}) has no {key} yet (lazy); run one "
+                    "batch through the model first"
+                )
 
 
 def refuse_meta(model: nn.Module) -> None:

@@ -11,6 +11,7 @@ these are formed one tensor at a time.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from toolkit.core.adapt import handles
 from toolkit.core.adapt.from_peft import load_peft
 from toolkit.core.adapt.load import among, load, put
 from toolkit.core.adapt.lowrank import LowRankLayer
@@ -36,6 +38,7 @@ class _Taken:
     label: str
     layers: dict[str, tuple[Any, nn.Module, Site]]
     beside: dict[str, Tensor]
+    buffers: dict[str, Tensor]
 
 
 def merge_adapters(
@@ -76,6 +79,9 @@ def join_adapters(
     Returns:
         The model with a LoRA whose rank in each layer is the sum of the adapters'.
 
+    Warns:
+        UserWarning: buffers changed with the adapters, which cannot be added up: they stay.
+
     Raises:
         ValueError: no adapter; weights that do not fit; an adapter that is no product of factors,
             which :func:`merge_adapters` takes. The model is then as it was.
@@ -112,7 +118,23 @@ def join_adapters(
     for one, factor in zip(taken, factors, strict=True):
         for name, value in one.beside.items():
             model.get_parameter(name).add_(value - start[name], alpha=factor)
+    _put_buffers(model, taken, factors)
     return adapted
+
+
+def _put_buffers(model: nn.Module, taken: list[_Taken], factors: Sequence[float]) -> None:
+    """The buffers of a lone adapter; those of several cannot be added up."""
+    if len(taken) == 1 and factors[0] == 1:
+        handles.put_buffers(model, taken[0].buffers)
+        return
+    changed = sorted({name for one in taken for name in one.buffers})
+    if changed:
+        warnings.warn(
+            f"buffers {changed[:3]}{' ...' if len(changed) > 3 else ''} changed while the adapters "
+            "were trained, as running statistics do, and stay those of the base; estimate them "
+            "anew by forward passes in train() mode",
+            stacklevel=3,
+        )
 
 
 @torch.no_grad()
@@ -127,10 +149,11 @@ def _taken(model: nn.Module, adapters: Iterable[str | Path]) -> list[_Taken]:
             for name, placed in adapted.sites.items()
         }
         beside = {name: value.detach().clone() for name, value in adapted.extra.items()}
+        buffers = {name: b.detach().clone() for name, b in adapted.changed_buffers().items()}
         adapted.unload()
         for name in beside:
             model.get_parameter(name).copy_(before[name])
-        found.append(_Taken(str(path), layers, beside))
+        found.append(_Taken(str(path), layers, beside, buffers))
     return found
 
 
@@ -146,7 +169,7 @@ def _as_model(base: dict[str, Tensor], taken: _Taken) -> Stored:
         if name in places:
             adapter, module = places[name]
             return adapter.merged(module)[name.rpartition(".")[2]]
-        return taken.beside.get(name, base[name])
+        return (taken.beside | taken.buffers).get(name, base[name])
 
     facts = {name: Fact(tuple(value.shape), value.dtype) for name, value in base.items()}
     return Stored(taken.label, facts, read)

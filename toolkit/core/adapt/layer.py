@@ -12,11 +12,15 @@ from torch.func import functional_call
 
 from toolkit.core.adapt import checkpoint
 from toolkit.core.adapt.computed import computed
-from toolkit.core.adapt.forwards import frozen, is_hooked, refuse_offloaded
+from toolkit.core.adapt.forwards import frozen, has_own_hooks, refuse_offloaded
 from toolkit.core.adapt.own import Own, refuse_pruning
 from toolkit.core.adapt.sites import Site
 from toolkit.core.adapt.steps.controller import Controller
 from toolkit.core.adapt.unfit import refuse_weight
+
+_OF_ACCELERATE = ("_hf_hook", "_old_forward")
+"""What accelerate keeps on a layer that it hooks. Found on the adapted one, it would take that
+one's forward for the frozen layer's."""
 
 
 class AdaptedLayer(nn.Module):
@@ -53,8 +57,8 @@ class AdaptedLayer(nn.Module):
         if name in modules:
             return modules[name]
         base = modules.get("base")
-        if base is None:
-            raise AttributeError(name)
+        if base is None or name in _OF_ACCELERATE:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         site = getattr(self.adapter, "site", None)
         if name in base._parameters or (site is not None and name == site.parameter):
             if not torch.compiler.is_compiling():
@@ -115,7 +119,7 @@ class Placed:
             TypeError: the adapter is no change of a weight.
         """
         base = self.layer.base
-        if is_hooked(self.layer) or "forward" in self.layer.__dict__:
+        if has_own_hooks(self.layer) or "forward" in self.layer.__dict__:
             raise RuntimeError(
                 f"layer {self.name!r} cannot be merged, so none was: hooks or another forward were "
                 "put on it after it was adapted, and would go with the adapter. Remove them, or "

@@ -60,13 +60,12 @@ def load(model: nn.Module, path: Any) -> Adapted:
     except Exception:
         adapted.unload()
         raise
-    buffers = dict(handles.buffers(model))
+    start = "buffer."
+    kept = {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
     with torch.no_grad():
         for name, value in adapted.extra.items():
             value.copy_(tensors[f"train.{name}"])
-        for key, value in tensors.items():
-            if key.startswith("buffer."):
-                buffers[key.removeprefix("buffer.")].copy_(value)
+        handles.put_buffers(model, kept)
     for i, method in enumerate(adapted.methods):
         schedule, start = adapted.schedule(method), f"schedule.{i}."
         if schedule is not None:
@@ -200,10 +199,12 @@ def _check_fits(
     for name in facts["train"]:
         wrong += _misfit(name, own.get(name), tensors.get(f"train.{name}"), "parameter")
     buffers = dict(handles.buffers(model))
+    empty = handles.buffer_places(model).keys() - buffers.keys()
     for key, value in tensors.items():
         if key.startswith("buffer."):
             name = key.removeprefix("buffer.")
-            wrong += _misfit(name, buffers.get(name), value, "buffer")
+            if name not in empty:
+                wrong += _misfit(name, buffers.get(name), value, "buffer")
     every = dict(handles.parameters(model, twice=True))
     for name, others in facts.get("tied", {}).items():
         wrong += [
@@ -221,7 +222,7 @@ def _check_fits(
         if sort == "train" and name in facts["train"]:
             check(value, own[name], f"{path}: {key}")
         elif sort == "buffer":
-            check(value, buffers[name], f"{path}: {key}", finite=False)
+            check(value, buffers.get(name, value), f"{path}: {key}", finite=False)
         elif sort == "schedule" and _owner(name) < len(facts["methods"]):
             continue
         elif sort != "adapter":

@@ -93,7 +93,9 @@ class Adapted:
         self.state = "adapted"
         self._before = before  # which parameters of the base trained
         self._kept = dict(kept or {})  # parameters of the base that Train() moves, as they were
-        self._buffers = {name: b.clone() for name, b in handles.buffers(model)}
+        places = handles.buffer_places(model)
+        held = {name: module._buffers[key] for name, (module, key) in places.items()}
+        self._buffers = {n: None if b is None else b.detach().clone() for n, b in held.items()}
         self._originals: dict[str, nn.Parameter] = {}
         self._alarms: list[Any] = []
         self._guard: guards.Guard | None = None
@@ -274,6 +276,7 @@ class Adapted:
         """
         self._need("adapted", "merge")
         self._check()
+        guards.refuse_compiled(self.sites)
         guards.refuse_sharded(self, "merge()")
         self._say_not_attached("merge")
         unmerged = [m for m in self.methods if not m.info.mergeable and self.share(m).sites]
@@ -314,6 +317,7 @@ class Adapted:
         """
         self._need("merged", "unmerge")
         handles.find(self.model, self.sites, "base")
+        guards.refuse_compiled(self.sites)
         for old in self._originals:
             name, _, key = old.rpartition(".")
             frozen(self.sites[name].layer.base, key, name)
@@ -334,14 +338,13 @@ class Adapted:
         """
         self._need("adapted", "unload")
         self.find()
-        now, extra = dict(handles.buffers(self.model)), self.extra
+        guards.refuse_compiled(self.sites)
+        extra = self.extra
         for placed in self.sites.values():
             placed.put(placed.layer.base)
         for name, value in self._kept.items():
             extra[name].copy_(value)
-        for name, value in self._buffers.items():
-            if name in now:
-                now[name].copy_(value)
+        handles.put_buffers(self.model, self._buffers)
         self._restore_flags()
         self.state = "unloaded"
         self._detach()
@@ -380,9 +383,8 @@ class Adapted:
 
     def changed_buffers(self) -> dict[str, Tensor]:
         """The base's buffers that are no longer as they were when the model was adapted."""
-        then = self._buffers
-        now = handles.buffers(self.model)
-        return {n: b for n, b in now if n in then and not torch.equal(b, then[n])}
+        then, now = self._buffers, handles.buffers(self.model)
+        return {n: b for n, b in now if n in then and not handles.same(b, then[n])}
 
     def _scheduled(self) -> list[Any]:
         """Methods that act around optimizer steps, in order."""

@@ -57,6 +57,7 @@ HARMLESS = frozenset(
 )
 """Options that are read elsewhere, or that change no output of a loaded adapter. Any other one that
 is set changes the map, or is not known, and is refused."""
+SWITCHES = ("fan_in_fan_out", "inference_mode", "use_rslora")
 BIASES = ("none", "all", "lora_only")
 STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 """Starts that leave the base as it is. The others (PiSSA, OLoRA, CorDA, LoRA-GA, LoftQ, MiCA)
@@ -71,6 +72,9 @@ def refuse_options(folder: Path, config: Mapping[str, Any], names: PeftNames) ->
         used.append("alpha_pattern")
     if used:
         raise ValueError(f"{folder} uses {used}, which this toolkit lacks; nothing was loaded")
+    for name in SWITCHES:  # where any text, also "false", would pass for true
+        if name not in names.fields and not isinstance(config.get(name), bool | None):
+            raise ValueError(f"{folder}: {name}={config[name]!r} is neither true nor false")
     if config.get("bias", "none") not in BIASES:
         raise ValueError(f"{folder}: bias={config['bias']!r} is none of {', '.join(BIASES)}")
     start = config.get("init_lora_weights")
@@ -159,6 +163,9 @@ def check_complete(
                 "such tensor"
             )
     _check_biases(model, folder, config, states, beside)
+    excluded = config.get("exclude_modules") or []
+    if not isinstance(excluded, str) and not _strings(excluded):
+        raise ValueError(f"{folder}: exclude_modules={excluded!r} is no list of names")
     targets = config.get("target_modules")
     if targets is None or targets == "all-linear":
         return
@@ -167,12 +174,16 @@ def check_complete(
     for name, module in model.named_modules():
         try:
             named = _named(name, targets)
+            out = _named(name, excluded)
         except re.error as error:
-            raise ValueError(f"{folder}: target_modules={targets!r}: {error}") from error
-        if name in states and not named:
             raise ValueError(
-                f"{folder} holds an adapter of layer {name!r}, which target_modules does not name, "
-                "so peft would leave it out; correct adapter_config.json"
+                f"{folder}: target_modules={targets!r}, exclude_modules={excluded!r}: {error}"
+            ) from error
+        if name in states and (out or not named):
+            why = "exclude_modules names" if out else "target_modules does not name"
+            raise ValueError(
+                f"{folder} holds an adapter of layer {name!r}, which {why}, so peft would leave it "
+                "out; correct adapter_config.json"
             )
         narrowed = any(config.get(k) for k in ("layers_to_transform", "exclude_modules"))
         kept = any(_ends(name, m) for m in saved)

@@ -16,7 +16,7 @@ from toolkit.core.adapt.layer import AdaptedLayer, Placed, resume
 from toolkit.core.adapt.mask import MaskLayer
 from toolkit.core.adapt.model import Adapted, Method, freeze
 from toolkit.core.adapt.targets import Targets
-from toolkit.core.adapt.unfit import refuse_wrapped
+from toolkit.core.adapt.unfit import DTYPES, refuse_wrapped
 from toolkit.core.declare.catalogue import entry
 
 Methods = Method | Mapping[str, Method]
@@ -67,6 +67,7 @@ def adapt(
         RuntimeError: a site carries a method already.
     """
     handles.refuse_spread(model)
+    handles.refuse_lazy(model)
     asked = _wanted(method, targets)
     beside = trained_beside(model, train)
     moved: dict[str, nn.Parameter] = {}
@@ -284,18 +285,17 @@ def trained_beside(
         ValueError: a pattern names no parameter.
     """
     if callable(train):
-        return {name: p for name, p in handles.parameters(model) if train(name)}
+        chosen = {name: p for name, p in handles.parameters(model) if train(name)}
+        for name, parameter in chosen.items():
+            _refuse_untrainable(name, parameter, f"{argument}={train!r}")
+        return chosen
     patterns = [train] if isinstance(train, str) else list(train)
     if not patterns:
         return {}
     every = dict(handles.parameters(model, twice=True))
     named = [n for n in every if any(_covers(n, p) for p in patterns)]
     for name in named:
-        if not every[name].is_floating_point() and not every[name].is_complex():
-            raise ValueError(
-                f"{argument}={train!r} names {name!r}, which is held in {every[name].dtype} "
-                "(quantised), so it cannot train; name others, or take the model in full precision"
-            )
+        _refuse_untrainable(name, every[name], f"{argument}={train!r}")
     for pattern in patterns:
         if not any(_covers(n, pattern) for n in named):
             raise ValueError(
@@ -313,6 +313,20 @@ def trained_beside(
                 stacklevel=4,
             )
     return found
+
+
+def _refuse_untrainable(name: str, parameter: nn.Parameter, who: str) -> None:
+    """Raise ValueError for a parameter that cannot take a gradient step."""
+    if parameter.dtype not in DTYPES and not parameter.is_complex():
+        raise ValueError(
+            f"{who} names {name!r}, which is held in {parameter.dtype} (quantised), so it cannot "
+            "train; name others, or take the model in full precision"
+        )
+    if parameter.is_inference():
+        raise ValueError(
+            f"{who} names {name!r}, which was made inside torch.inference_mode(), so it cannot "
+            "train; make the model outside, or copy it there with copy.deepcopy"
+        )
 
 
 def _covers(name: str, pattern: str) -> bool:

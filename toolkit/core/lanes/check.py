@@ -87,6 +87,10 @@ def check(
         raise ValueError(f"Lane(noise=...) with labels of {int(y.min())}: noise is for classes.")
     out = _called(net, start, x[: lanes[0].batch])
     if loss is None:
+        if not out.is_floating_point():
+            raise ValueError(
+                f"the network returns {out.dtype}: cross-entropy takes logits, of floating point."
+            )
         if out.dim() != 3 or out.shape[1] != min(len(x), lanes[0].batch):
             raise ValueError(
                 f"the network returns shape {tuple(out.shape[1:])} for {lanes[0].batch} examples: "

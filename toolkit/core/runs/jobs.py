@@ -125,7 +125,9 @@ def record_of(
     }
     record |= {"error": error, "seconds": seconds, "rows": rows}
     # to text and back, so that a table in memory is the one that a store gives
-    return json.loads(json.dumps(record, default=_number))
+    text = json.dumps(record, default=_number, ensure_ascii=False)
+    # half a character, as from a damaged file name, fits in no table and no file
+    return json.loads(text.encode("utf-8", "replace"))
 
 
 def _number(value: Any) -> Any:

@@ -57,6 +57,17 @@
     return view.signal("child_width", each).resize().runAsync();
   }
 
+  // A phone has no room for two columns of long names; letters are about 7 pixels wide.
+  function roomy(spec) {
+    const names = [...new Set(spec.data.values.map((row) => row.series ?? ""))];
+    const widest = (side) => Math.max(0, ...names.filter((_, i) => i % 2 === side).map((n) => n.length));
+    const needed = 7.2 * (widest(0) + widest(1)) + 90;
+    // reading the width makes the chart ask again when the window changes
+    const room = "0 * width + containerSize()[0]";
+    if (!spec.facet) spec.config.legend.columns = { expr: `${room} < ${needed} ? 1 : 2` };
+    spec.config.axis.labelSeparation = 5;
+  }
+
   async function draw(block) {
     const table = block.querySelector(".explorer-table");
     const chart = block.querySelector(".explorer-chart");
@@ -65,6 +76,7 @@
       const spec = JSON.parse(block.querySelector(".explorer-spec").textContent);
       // width "container" reads the element's width, so it must have one
       chart.style.width = "100%";
+      roomy(spec);
       const result = await window.vegaEmbed(chart, spec, {
         renderer: "svg", actions: false,
         ast: true,  // expressions are interpreted: the book's pages compile no text to code

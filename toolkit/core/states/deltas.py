@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from toolkit.core.io import write_beside
+from toolkit.core.states import filed
 
 FORMAT = "parameters-in-motion/delta-1"
 
@@ -120,6 +120,8 @@ class SparseDelta:
                     f"{name!r} is not the base of this difference: its hash is {found}, the "
                     f"difference is from {self.bases[name]}; load the weights it was made from"
                 )
+            if len(at) and int(at[-1]) >= old.numel():
+                raise ValueError(f"an entry lies outside {name!r}; save the difference again")
             flat, at = old.detach().reshape(-1), at.to(old.device)
             summed = flat[at].to(value.dtype) + value.to(old.device)
             new[name] = flat.scatter(0, at, summed.to(old.dtype)).view(old.shape)
@@ -142,24 +144,18 @@ class SparseDelta:
         Raises:
             FileNotFoundError: no such file. ValueError: it is no whole file of this form.
         """
-        path = Path(path)
-        if not path.is_file():
-            raise FileNotFoundError(f"no difference at {path}")
-        try:
-            with safe_open(path, framework="pt") as file:
-                facts = file.metadata() or {}
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            if facts.get("format") != FORMAT:
-                raise ValueError(f"format {facts.get('format')!r}, expected {FORMAT!r}")
-            bases = json.loads(facts["bases"])
-            entries = {n: (tensors[f"{n}.index"].long(), tensors[f"{n}.value"]) for n in bases}
-        except (SafetensorError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"{path} is no sparse difference ({error}); save it again") from error
-        for name, (at, value) in entries.items():
-            ascending = bool((at[1:] > at[:-1]).all()) and (not len(at) or int(at[0]) >= 0)
-            if at.shape != value.shape or not ascending or not bool(value.isfinite().all()):
-                raise ValueError(f"{path}: the entries of {name!r} are damaged; save it again")
-        return cls(entries, bases)
+
+        def made(facts: Mapping[str, str], tensors: dict[str, Tensor]) -> SparseDelta:
+            bases, entries = filed.words(facts, "bases"), {}
+            for name in bases:
+                at = filed.places(tensors, name, ".index")
+                value = filed.floats(tensors, name, ".value")
+                if at.shape != value.shape:
+                    raise ValueError(f"the entries of {name!r} are damaged")
+                entries[name] = at, value
+            return cls(entries, bases)
+
+        return filed.read(path, "sparse difference", FORMAT, made)
 
 
 def fingerprint(tensor: Tensor) -> str:

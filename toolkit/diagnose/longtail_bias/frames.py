@@ -79,6 +79,8 @@ def table_of(frame: Any, wanted: Sequence[Hashable]) -> pd.DataFrame:
     missing = [column for column in wanted if column not in there]
     if missing:
         raise ValueError(f"frame lacks the columns {missing}: it has {there}.")
+    if twice := [column for column in wanted if there.count(column) > 1]:
+        raise ValueError(f"frame has the columns {twice} more than once: rename all but one.")
     if isinstance(frame, pd.DataFrame):
         return frame
     found = {column: column_of(frame[column]) for column in wanted}
@@ -116,7 +118,13 @@ def places(column: pd.Series, names: Sequence[Hashable]) -> np.ndarray:
         ValueError: a name that ``names`` does not hold.
     """
     place = {name: k for k, name in enumerate(names)}
-    found = np.array([place.get(value, -1) for value in column.tolist()], dtype=np.int64)
+    try:
+        found = np.array([place.get(value, -1) for value in column.tolist()], dtype=np.int64)
+    except TypeError as error:
+        raise ValueError(
+            f"frame[{column.name!r}] holds {type(column.iloc[0]).__name__}, not class names: give "
+            "one name or number for each example."
+        ) from error
     if (found < 0).any():
         row = int(np.argmax(found < 0))
         raise ValueError(

@@ -39,9 +39,10 @@ def linear_cka(a: Tensor, b: Tensor, undefined: str = "raise", *, unbiased: bool
 
     Args:
         a, b: outputs of two networks for the same n inputs, for example softmax outputs; their
-            numbers of features may differ. Half precision is computed in single precision, also
-            under autocast. Each set is divided by a power of two first, which changes nothing but
-            that squares of very large or small outputs neither overflow nor vanish.
+            numbers of features may differ. All but double precision is computed in single
+            precision, also under autocast. Each set is divided by a power of two first, which
+            changes nothing but that squares of very large or small outputs neither overflow nor
+            vanish.
         undefined: ``raise``, or ``nan`` for the pairs whose value is 0 / 0.
         unbiased: the unbiased form, from -1 to 1 and 0 on average for independent outputs; the
             biased one lies in [0, 1].
@@ -69,7 +70,7 @@ def linear_cka(a: Tensor, b: Tensor, undefined: str = "raise", *, unbiased: bool
     if unbiased and n < 4:
         raise ValueError(f"a and b hold {n} inputs: unbiased=True needs at least 4.")
     # products of half precision overflow or lose all digits, and autocast would make them so
-    kind = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
+    kind = torch.float64 if torch.float64 in (a.dtype, b.dtype) else torch.float32
     a, b = a.to(kind), b.to(kind)
     if undefined == "raise":
         for name, outputs in (("a", a), ("b", b)):

@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from toolkit.core.io import write_beside
+from toolkit.core.states import filed
 from toolkit.core.states.deltas import fingerprint
 from toolkit.core.states.merging import Source
 from toolkit.core.states.plan import MERGED, planned
@@ -160,24 +160,15 @@ class Pruned:
         Raises:
             FileNotFoundError: no such file. ValueError: it is no whole file of this form.
         """
-        path = Path(path)
-        if not path.is_file():
-            raise FileNotFoundError(f"no pruned model at {path}")
-        try:
-            with safe_open(path, framework="pt") as file:
-                facts = file.metadata() or {}
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            if facts.get("format") != FORMAT:
-                raise ValueError(f"format {facts.get('format')!r}, expected {FORMAT!r}")
-            bases, order = json.loads(facts["bases"]), json.loads(facts["order"])
+
+        def made(facts: Mapping[str, str], tensors: dict[str, Tensor]) -> Pruned:
+            bases, order = filed.words(facts, "bases"), filed.words(facts, "order")
             own = [name for name, source in order.items() if name == source]
-            kept = {name: tensors.pop(f"{name}.kept") for name in own if name in bases}
+            if not set(order.values()) <= set(own):
+                raise ValueError("a name is tied to one that is not stored")
+            kept = {name: filed.floats(tensors, name, ".kept") for name in own if name in bases}
             whole = {name: tensors.pop(f"{name}.whole") for name in own if name not in bases}
             rule, seed = DAREx.restored(json.loads(facts["rule"])), int(facts["seed"])
-        except (SafetensorError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"{path} is no pruned model ({error}); save it again") from error
-        if tensors or not set(order.values()) <= set(own):
-            raise ValueError(f"{path}: names and tensors do not agree; save it again")
-        if not all(bool(value.isfinite().all()) for value in kept.values()):
-            raise ValueError(f"{path}: values that are not finite; save it again")
-        return cls(rule, seed, kept, whole, bases, order)
+            return cls(rule, seed, kept, whole, bases, order)
+
+        return filed.read(path, "pruned model", FORMAT, made)

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from toolkit.core.io import write_beside
+from toolkit.core.states import filed
 from toolkit.core.states.deltas import SparseDelta, fingerprint
 from toolkit.merge.model_surgery.gates import rows_of
 
@@ -155,27 +155,16 @@ class Edit:
         Raises:
             FileNotFoundError: no such file. ValueError: it is no whole file of this form.
         """
-        path = Path(path)
-        if not path.is_file():
-            raise FileNotFoundError(f"no edit at {path}")
-        try:
-            with safe_open(path, framework="pt") as file:
-                facts = file.metadata() or {}
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            if facts.get("format") != FORMAT:
-                raise ValueError(f"format {facts.get('format')!r}, expected {FORMAT!r}")
-            rows = {name: tensors[f"{name}.rows"].long() for name in json.loads(facts["rows"])}
-            bases = {str(name): str(word) for name, word in json.loads(facts["bases"]).items()}
-            direction, alpha = tensors["direction"], float(facts["alpha"])
-        except (SafetensorError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"{path} is no edit of rows ({error}); save it again") from error
-        for name, at in rows.items():
-            if at.dim() != 1 or (len(at) and int(at[0]) < 0) or not bool((at[1:] > at[:-1]).all()):
-                raise ValueError(f"{path}: the rows of {name!r} are damaged; save it again")
-        whole = direction.dim() == 1 and direction.is_floating_point()
-        if not whole or not bool(direction.isfinite().all()) or not math.isfinite(alpha):
-            raise ValueError(f"{path}: direction or alpha is damaged; save it again")
-        return cls(rows, direction, alpha, bases)
+
+        def made(facts: Mapping[str, str], tensors: dict[str, Tensor]) -> Edit:
+            names, bases = json.loads(facts["rows"]), filed.words(facts, "bases")
+            rows = {name: filed.places(tensors, name, ".rows") for name in names}
+            direction, alpha = filed.floats(tensors, "direction"), float(facts["alpha"])
+            if not math.isfinite(alpha):
+                raise ValueError("its alpha is damaged")
+            return cls(rows, direction, alpha, bases)
+
+        return filed.read(path, "edit of rows", FORMAT, made)
 
 
 class Applied:

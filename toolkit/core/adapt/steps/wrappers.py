@@ -93,6 +93,8 @@ def _passes_on(outer: Any, inner: Any) -> bool:
     """Whether a wrapper's step is no more than the step of what it wraps."""
     if any(c.__module__.partition(".")[0] in PASSING_ON for c in type(outer).__mro__):
         return True
+    if "lookahead" in type(outer).__name__.lower():
+        return False
     foreign = getattr(outer, "state", inner.state) is not inner.state
     return not (foreign or isinstance(outer, torch.optim.Optimizer))
 

@@ -112,7 +112,8 @@ class LADELoss(nn.Module):
         shift = log_of_prior(prior, 0.0).to(logits.dtype)
         batch, classes = logits.shape
         one = (F.one_hot(labels.clamp(min=0), classes) * counted[:, None]).to(logits.dtype)
-        own = (logits.masked_fill(~counted[:, None], 0) * one).sum(0) / (one.sum(0) + 1e-8)
+        # the logits of other classes may be -inf, where a class is not possible
+        own = logits.masked_fill(one == 0, 0).sum(0) / (one.sum(0) + 1e-8)
         spread = logits - log_of_prior(prior).to(logits.dtype) + math.log(1 / classes + LOG_EPSILON)
         spread = spread.masked_fill(~counted[:, None], -torch.inf)
         share = counted.to(logits.dtype).mean()  # of the batch that counts; its logarithm is 0 at 1
