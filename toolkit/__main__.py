@@ -1,4 +1,4 @@
-"""``python -m toolkit``: list the methods, show one, run one, merge models, or measure a lab."""
+"""``python -m toolkit``: list, show or run methods, merge models, make samples, measure a lab."""
 
 from __future__ import annotations
 
@@ -48,13 +48,26 @@ def main(arguments: list[str] | None = None) -> int:
     merging.add_argument("--like", metavar="FILE", help="recipe of an earlier merge")
     merging.add_argument("--out", required=True, help="folder to make")
     merging.set_defaults(do=do_merge)
+    sampling = commands.add_parser("sample", help="make pictures with a pretrained denoiser")
+    sampling.add_argument("--base", default="digits", help="digits of 8 x 8 pixels, or mnist")
+    sampling.add_argument("--method", default="unipc", help="a solver, or a method that is one")
+    sampling.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="its settings")
+    sampling.add_argument("--steps", type=int, default=18)
+    sampling.add_argument("--labels", nargs="+", type=int, default=list(range(10)))
+    sampling.add_argument("--rows", type=int, default=4, help="pictures of each label")
+    sampling.add_argument("--guidance", type=float, default=1.0, help="1 is none")
+    sampling.add_argument("--seed", type=int, default=0, help="of the first; the others follow")
+    sampling.add_argument("--low", type=float, default=0.002, help="least noise before none")
+    sampling.add_argument("--high", type=float, default=80.0, help="noise at the start")
+    sampling.add_argument("--out", required=True, help="PNG file to write")
+    sampling.set_defaults(do=do_sample)
     lab = commands.add_parser("lab", help="measure the experiments of a chapter")
     lab_command.options(lab)
     lab.set_defaults(do=lab_command.main)
     args = parser.parse_args(arguments)
     try:
         return args.do(args)
-    except (ImportError, KeyError, TypeError, ValueError) as error:
+    except (ImportError, KeyError, TypeError, ValueError, FloatingPointError) as error:
         print(f"error: {error.args[0] if error.args else error}", file=sys.stderr)
         return 2
     except (io.DiskFull, FileExistsError, FileNotFoundError) as error:
@@ -111,6 +124,61 @@ def do_merge(args: argparse.Namespace) -> int:
     out = merge(told.get("base"), told["models"], method, dtype=dtype, out=args.out, **options)
     print(out)
     return 0
+
+
+def do_sample(args: argparse.Namespace) -> int:
+    """Make pictures as the arguments say; everything is checked before a network is read."""
+    from toolkit.core.data import DataError
+    from toolkit.labs.pictures import grid, pictures, write_png
+
+    if not args.out.lower().endswith(".png"):
+        raise ValueError(f"--out {args.out}: write a name that ends in .png")
+    try:
+        made = pictures(
+            args.base, solver(args.method, args.set), args.steps, labels=args.labels,
+            rows=args.rows, guidance=args.guidance, seed=args.seed, low=args.low, high=args.high,
+        )  # fmt: skip
+    except DataError as error:
+        raise ValueError(str(error)) from error
+    write_png(grid(made.x, len(args.labels), enlarge=4 if made.x.shape[-1] < 16 else 2), args.out)
+    print(f"{args.out}: {len(made.x)} pictures, {args.steps} steps, {made.calls} network calls")
+    return 0
+
+
+def solver(name: str, pairs: list[str]) -> Any:
+    """A plan by its own name, or a method of the catalogue that is one.
+
+    Raises:
+        ValueError: no such solver, or settings that it has not.
+    """
+    from toolkit.core.sample.plans import PLANS, Plan
+
+    if name not in PLANS:
+        try:
+            found = entry(name)
+        except KeyError as error:
+            raise ValueError(
+                f"--method {name}: no such solver; choose {', '.join(PLANS)}, or a method that is "
+                "one"
+            ) from error
+        if not issubclass(found.method, Plan):
+            raise ValueError(f"--method {name}: it adapts or merges models and is no solver")
+        return found.method(**settings(found, pairs))
+    kinds = {f.name: f.default for f in dataclasses.fields(PLANS[name])}  # type: ignore[arg-type]
+    chosen: dict[str, Any] = {}
+    for pair in pairs:
+        key, separator, text = pair.partition("=")
+        kind = type(kinds.get(key))
+        if not separator or kind not in (bool, int, str):
+            known = sorted(k for k, v in kinds.items() if isinstance(v, bool | int | str))
+            raise ValueError(f"--set {pair}: write NAME=VALUE with a NAME of {known}")
+        if kind is bool and text not in ("True", "False"):
+            raise ValueError(f"--set {pair}: {key} must be True or False")
+        try:
+            chosen[key] = text == "True" if kind is bool else kind(text)
+        except ValueError as error:
+            raise ValueError(f"--set {pair}: {key} must be {kind.__name__}") from error
+    return PLANS[name](**chosen)
 
 
 def recipe(path: str) -> dict[str, Any]:

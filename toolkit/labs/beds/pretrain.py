@@ -27,6 +27,8 @@ MAKERS: dict[str, tuple[str, dict[str, Any]]] = {
     "speech_0": ("speech", {"split": 0}),
     "speech_1": ("speech", {"split": 1}),
     "speech_2": ("speech", {"split": 2}),
+    "denoiser": ("denoiser", {}),
+    "denoiser_digits": ("denoiser", {"scale": "ci"}),
 }
 """Base -> the module with its ``pretrain`` and the arguments that say which."""
 SOURCES = {
@@ -36,6 +38,14 @@ SOURCES = {
         "CC BY-SA 3.0",
     ),
     "new_classes": ("MNIST, the digits 0 to 4 of the first 55,000 training images", "CC BY-SA 3.0"),
+    "denoiser": (
+        "MNIST, the first 55,000 training images as `data.load` orders them",
+        "CC BY-SA 3.0",
+    ),
+    "denoiser_digits": (
+        "Optical Recognition of Handwritten Digits as scikit-learn has them, the first 1,437",
+        "CC BY 4.0",
+    ),
     "speech": ("Free Spoken Digit Dataset, four of six speakers", "CC BY-SA 4.0"),
 }
 
@@ -53,7 +63,7 @@ def make(name: str, where: Path | None = None) -> str:
     begun = time.perf_counter()
     model, facts = importlib.import_module(f"toolkit.labs.beds.{module}").pretrain(**options)
     minutes = (time.perf_counter() - begun) / 60
-    source, licence = SOURCES[module]
+    source, licence = SOURCES[name if name in SOURCES else module]
     path = bases.store(
         name,
         model,

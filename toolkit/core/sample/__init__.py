@@ -1,0 +1,1 @@
+"""Noise schedules, one deterministic sampling loop, mixtures with exact scores, and distances."""
