@@ -6,9 +6,11 @@ import pandas as pd
 import torch
 from torch import nn
 
-from toolkit import AdaLoRA, LoRA, adapt
+from toolkit import AdaLoRA, DAREx, LoRA, adapt
 from toolkit.core.states.deltas import SparseDelta
 from toolkit.diagnose.longtail_bias.frames import places, table_of
+from toolkit.merge.darex.stored import Pruned
+from toolkit.merge.model_surgery.edit import Edit
 
 
 def network() -> nn.Module:
@@ -72,8 +74,15 @@ def differences() -> None:
     SparseDelta.between(old, new).save("difference.safetensors")
     again = SparseDelta.load("difference.safetensors")
     print(again.applied(old)["w"].tolist())
-    with contextlib.suppress(FileNotFoundError):
-        SparseDelta.load("nothing.safetensors")
+    drawn = {"w": torch.linspace(-1, 1, 12).view(3, 4)}
+    Pruned.between(old, drawn, DAREx(drop=0.5), seed=1).save("pruned.safetensors")
+    print(Pruned.load("pruned.safetensors").applied(old)["w"].tolist())
+    edit = Edit({"w": torch.tensor([0, 2])}, torch.eye(4)[0], 0.5, {})
+    edit.save("edit.safetensors")
+    print(len(Edit.load("edit.safetensors")))
+    for kind in (SparseDelta, Pruned, Edit):
+        with contextlib.suppress(FileNotFoundError):
+            kind.load("nothing.safetensors")
 
 
 torch.set_num_threads(1)
