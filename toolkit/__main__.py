@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
     merging.add_argument("--out", required=True, help="folder to make")
     merging.set_defaults(do=do_merge)
     sampling = commands.add_parser("sample", help="make pictures with a pretrained denoiser")
-    sampling.add_argument("--base", default="digits", help="digits of 8 x 8 pixels, or mnist")
+    sampling.add_argument("--base", default="mnist", help="mnist, or digits of 8 x 8 pixels")
     sampling.add_argument("--method", default="unipc", help="a solver, or a method that is one")
     sampling.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="its settings")
     sampling.add_argument("--steps", type=int, default=18)
