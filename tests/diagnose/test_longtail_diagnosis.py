@@ -782,7 +782,7 @@ class Lazy:
 
 
 def test_columns_that_hold_no_names_or_are_there_twice_are_named():
-    nested = {"label": [[0], [1]], "answer": [0, 1]}
+    nested = pd.DataFrame({"label": [[0], [1]], "answer": [0, 1]})
     with pytest.raises(ValueError, match=r"'label'. holds list, not class names"):
         Diagnosis.from_frame(nested, [3, 2], prediction="answer")
     twice = pd.DataFrame([[0, 0, 1]], columns=["label", "answer", "answer"])

@@ -55,7 +55,7 @@ class Draws:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> Tensor:
-        """Standard normal numbers (samples, *shape).
+        """Standard normal numbers ``(samples, *shape)``.
 
         Raises:
             ValueError: more than the memory that is free, or a size below 1.
