@@ -1,0 +1,1 @@
+"""What is measured about methods that move the sampler."""
