@@ -222,3 +222,16 @@ def test_every_figure_has_words(page: Path) -> None:
 def test_a_mute_figure_would_be_seen(data: dict) -> None:
     cell = new_code_cell(outputs=[new_output("display_data", data=data)])
     assert mute_figures(new_notebook(cells=[cell]))
+
+
+RESULTS = sorted((FOLDER / "results").rglob("times/**/*.json"))
+
+
+@pytest.mark.parametrize("times", RESULTS, ids=lambda path: path.stem)
+def test_durations_are_those_of_runs_that_are_there(times: Path) -> None:
+    """Renewed code gives runs new names, and a duration under an old one belongs to nothing."""
+    folder, name = FOLDER / "results", times.relative_to(FOLDER / "results" / "times")
+    document = json.loads((folder / name).read_text())
+    there = {job["check"] for e in document["experiments"].values() for job in e["jobs"]}
+    took = json.loads(times.read_text())["jobs"]
+    assert took and took.keys() <= there
