@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.labs.test_beds_data import needs
-from toolkit.labs.beds import bases, denoiser
+from toolkit.labs.beds import bases, denoiser, samples
 
 
 def test_images_run_from_minus_one_to_one() -> None:
@@ -71,3 +71,16 @@ def test_samples_of_the_small_bed_are_judged_too() -> None:
     assert 0 <= found["read"] <= 100
     with pytest.raises(ValueError, match="samples: at most 360"):
         denoiser.quality(torch.zeros(361, 1, 8, 8), torch.zeros(361), "ci")
+
+
+def test_the_table_of_samples_has_real_images_first_and_counts_calls() -> None:
+    found = samples.table("ci", 60)
+    assert list(found.images) == ["of training", "Heun", "UniPC"]
+    assert list(found.calls) == [0, 35, 10]
+    x, y = (part[:60] for part in denoiser.load("ci").pool)
+    assert found.frechet[0] == pytest.approx(denoiser.quality(x, y, "ci")["frechet"])
+    again = samples.table("ci", 60)
+    assert found.equals(again)
+    assert len(set(found.frechet)) == 3
+    with pytest.raises(ValueError, match="at most 360"):
+        samples.table("ci", 361)
