@@ -8,6 +8,7 @@ that the environment variable TOOLKIT_DATA names, or this user's cache folder.
 from __future__ import annotations
 
 import difflib
+import functools
 import hashlib
 import importlib.util
 import os
@@ -132,10 +133,12 @@ def digits(test: int = 360, seed: int = 0) -> Images:
     return Images(x[:-test], y[:-test], x[-test:], y[-test:], names, "scikit-learn digits")
 
 
+@functools.cache
 def _digits() -> tuple[np.ndarray, np.ndarray]:
     """Pixels (1797, 64) in 0 to 16 and labels (1797,), read without importing scikit-learn.
 
-    Its import takes longer than a chapter's first experiment, and nothing else here needs it.
+    Its import takes longer than a chapter's first experiment, and nothing else here needs it. Read
+    once, as a lab asks hundreds of times; nobody else may change these arrays.
     """
     found = importlib.util.find_spec("sklearn")
     if found is not None and found.origin is not None:
