@@ -148,7 +148,8 @@ class PFGMpp(Declared):
             raise ValueError(
                 f"normals: (batch, ...), one sample or more, got {tuple(normals.shape)}"
             )
-        levels = torch.as_tensor(sigma, device=normals.device)
+        kind = sigma.dtype if isinstance(sigma, Tensor) else torch.float64
+        levels = torch.as_tensor(sigma, dtype=kind, device=normals.device)
         check_positive(levels, "sigma")
         tails = [draws for draws in (betas, taus) if draws is not None]
         if len(tails) != (not math.isinf(self.D)) or any(
