@@ -1,4 +1,4 @@
-"""A small denoiser of digits of 8 x 8 pixels, trained with one of six laws of noise.
+"""A small denoiser of digits of 8 x 8 pixels, trained with one of five laws of noise.
 
 Two of them are controls that the paper lacks, both with Gaussian directions and no field: levels
 that are spread wider, and a scale that is drawn per image but not told, log-normal and spread as
@@ -69,7 +69,6 @@ class Law:
 
 
 ARMS = {
-    "4": Law(4.0),
     "16": Law(16.0),
     "64": Law(64.0),
     "inf": Law(math.inf),
@@ -97,7 +96,7 @@ class Size:
     tuned: int
 
 
-SIZES = {"ci": Size(16, 30, 64, 150, 150), "cpu": Size(128, 1500, 128, 5000, 2000)}
+SIZES = {"ci": Size(16, 30, 64, 150, 150), "cpu": Size(128, 1500, 128, 2500, 1000)}
 
 
 def size(scale: str) -> Size:
