@@ -12,13 +12,13 @@ from toolkit.generate.pfgmpp import PFGMpp, acted_on, drawn_taus
 
 @exercise.check
 def check_level(answer):
-    """The noise level that the kernel acts on: N = D = 64, the state shows 2, the level told is 1."""
+    """The noise level that the kernel acts on: N = D = 64, the state shows 2, told is 1."""
     assert not callable(answer), "Give one number."
     found = float(acted_on(2.0, 1.0, 64, 64.0))
     assert not math.isclose(answer, 2.5, abs_tol=0.02), "That is its square: take the root."
     assert not math.isclose(answer, 1.5, abs_tol=0.02), "Squares are averaged, not levels."
     assert answer not in (1, 2), "Both count: 64 parts of what is shown, 64 parts of what is told."
-    assert math.isclose(answer, found, abs_tol=0.02), "Average the two squares with weights N and D."
+    assert math.isclose(answer, found, abs_tol=0.02), "Average both squares with weights N and D."
     return f"the toolkit computed {found:.2f} just now; two decimals are enough."
 
 
