@@ -259,9 +259,12 @@ def judge(found: Found) -> dict[str, dict[str, Measured]]:
         kept = [column(found, arm, "bits", BITS.index(bits)) for bits in (5, 4, 3)]
         return {seed: statistics.geometric_mean(one[seed] for one in kept) for seed in kept[0]}
 
-    known = {"control": column(found, "inf", "told"), "nothing": noisy("inf")}
-    whole = {"control": noisy("inf", 0), "nothing": few("inf")}
-    finer = {"control": noisy("inf", 0), "nothing": column(found, "inf", f"steps {STEPS[1]}", 0)}
+    known: dict[str, Any] = {"control": column(found, "inf", "told"), "nothing": noisy("inf")}
+    whole: dict[str, Any] = {"control": noisy("inf", 0), "nothing": few("inf")}
+    finer: dict[str, Any] = {
+        "control": noisy("inf", 0),
+        "nothing": column(found, "inf", f"steps {STEPS[1]}", 0),
+    }
 
     def left(D: str, name: str) -> dict[int, float]:
         return found.values("exact", name, D=D)

@@ -40,13 +40,13 @@ def tried(D: float, seed: int, count: int, components: int, alpha: float, told: 
         return torch.randn(x.shape, generator=inside, dtype=torch.float64)
 
     def exact(x: Tensor, level: object) -> Tensor:
-        return mix.denoise(x, level, freedom=D)
+        return mix.denoise(x, level, freedom=D)  # type: ignore[arg-type]
 
     start = method.noise((count, mix.means.shape[1]), HIGH, generator(seed, "start")).double()
     denoiser, hook = exact, injected(alpha, noises)
     if told:
         knowing = Told(exact, alpha, noises)
-        denoiser, hook = knowing, knowing.hook
+        denoiser, hook = knowing, knowing.hook  # type: ignore[assignment]
     made = sample(denoiser, Schedule.edm(18, LOW, HIGH), Heun(), start, state=hook).x
     return left_over(made, mix)
 
