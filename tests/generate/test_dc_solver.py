@@ -222,8 +222,15 @@ def states(steps=6, x=None, **options):
 GUIDED = {"labels": [0, 1] * 4, "guidance": 4.0, "untold": 2}
 
 
-@pytest.mark.parametrize("plan", [DCSolver(), DCSolver(order=3, variant="bh1", degree=1),
-                                  DCSolver(corrector=False), DCSolver(solver="dpmpp_2m")])  # fmt: skip
+PLANS = (
+    DCSolver(),
+    DCSolver(order=3, variant="bh1", degree=1),
+    DCSolver(corrector=False),
+    DCSolver(solver="dpmpp_2m"),
+)
+
+
+@pytest.mark.parametrize("plan", PLANS)
 def test_the_search_comes_nearer_to_the_reference(plan):
     goal = states(**GUIDED)
     found = plan.search(DATA.denoise, schedule(), noise(), goal, iterations=15, keep="best",
@@ -301,7 +308,7 @@ def test_stored_states_as_the_code_picks_them_are_a_little_early():
     coarse = Schedule.of(LAW, [1.0, 0.334, 1e-3])
     assert [float(s) for s in states_at(times, stored, coarse)] == [2, 4]
     assert [float(s) for s in states_at(times, stored, coarse, "code")] == [1, 3]
-    with pytest.raises(ValueError, match="no stored state for time 0.5"):
+    with pytest.raises(ValueError, match=r"no stored state for time 0\.5"):
         states_at(times, stored, Schedule.of(LAW, [1.0, 0.5, 1e-3]))
     with pytest.raises(ValueError, match="states: one for each"):
         states_at(times, stored[1:], coarse)

@@ -57,7 +57,8 @@ class DCSolver(Plan, Declared):
     Args:
         ratios: one number for all steps with enough history, or one per step, with commas. Left
             empty they must be searched or given before sampling. Source: searched.
-        order: of UniPC's predictor, p. Source: official code, 2 for text to image; 3 without labels.
+        order: of UniPC's predictor, p. Source: official code, 2 for text to image; without labels
+            3.
         variant: of UniPC. Source: official code, bh2 for text to image; bh1 without labels.
         degree: of the polynomial, K. Source: paper and official code, 2.
         corrector: whether states are corrected; without it UniPC is a predictor alone. Source:

@@ -41,9 +41,7 @@ def lagrange_weights(times: Sequence[float], ratio: Ratio) -> tuple[Any, ...]:
     if len(times) < 2:
         raise ValueError(f"times: two or more, the newest first, got {len(times)}")
     if not all(a < b for a, b in itertools.pairwise(times)):
-        raise ValueError(
-            f"times: sampling times fall, so the newest first they rise; got {times}"
-        )
+        raise ValueError(f"times: sampling times fall, so the newest first they rise; got {times}")
     at = ratio * times[0] + (1 - ratio) * times[1]
     found = []
     for k, own in enumerate(times):

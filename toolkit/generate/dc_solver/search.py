@@ -10,6 +10,7 @@ Source: Zhao et al., arXiv 2409.03755; official code ``wl-zhao/DC-Solver``.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -118,7 +119,9 @@ def search_ratios(
     if groups < 1 or len(start) % groups:
         raise ValueError(f"groups: {len(start)} samples do not make {groups} equal groups")
     if iterations < 1 or keep not in ("last", "best"):
-        raise ValueError(f'iterations, keep: 1 or more, "last" or "best", got {iterations}, {keep!r}')
+        raise ValueError(
+            f'iterations, keep: 1 or more, "last" or "best", got {iterations}, {keep!r}'
+        )
     if labels is not None and len(labels) != len(start):
         raise ValueError(f"labels: {len(labels)} labels for {len(start)} samples; give one each")
     network = guided(denoiser, labels, guidance, untold)
@@ -130,15 +133,12 @@ def search_ratios(
         there = schedule.levels[number + 1]
         if has_history(number, degree, kept):
             times = [s.time for s in schedule.levels[number - degree : number + 1]][::-1]
-            goal = reference[number]
-
-            def ends(ratio: Tensor) -> tuple[Tensor, list[Tensor], Tensor | None]:
-                wide = ratio.to(x).repeat_interleave(len(x) // groups)
-                wide = wide.view(-1, *[1] * (x.dim() - 1))
-                newest = combined(0.0, x, lagrange_weights(times, wide), memory)
-                return _moved(network, step, x, [newest, *memory[1:]], there)
-
-            found = _descend(ends, goal, groups, iterations, rate, decay, first, keep, number)
+            ends = functools.partial(
+                _compensated_end, network, step, x, memory, times, there, groups
+            )
+            found = _descend(
+                ends, reference[number], groups, iterations, rate, decay, first, keep, number
+            )
             ratios[:, number], losses[number] = found
             calls += iterations * (step.correct is not None)
             with torch.no_grad():
@@ -160,6 +160,16 @@ def _free(network: Network, x: Tensor, level: Any) -> Tensor:
     """The network's answer, without a gradient."""
     with torch.no_grad():
         return network(x, level).to(x.dtype)
+
+
+def _compensated_end(
+    network: Network, step: Step, x: Tensor, memory: list[Tensor], times: list[float], there: Any,
+    groups: int, ratio: Tensor,
+) -> tuple[Tensor, list[Tensor], Tensor | None]:  # fmt: skip
+    """:func:`_moved` with the newest prediction compensated, by a ratio (groups,)."""
+    wide = ratio.to(x).repeat_interleave(len(x) // groups).view(-1, *[1] * (x.dim() - 1))
+    newest = combined(0.0, x, lagrange_weights(times, wide), memory)
+    return _moved(network, step, x, [newest, *memory[1:]], there)
 
 
 def _moved(
