@@ -118,7 +118,7 @@ def digits(seed: int, scale: str) -> World:
     def asked(labels: Tensor, guidance: float) -> Network:
         return guided(network, labels, guidance, bed.UNTOLD)
 
-    return World(asked, noise, 12 if scale == "ci" else 40, LinearVP())
+    return World(asked, noise, 8 if scale == "ci" else 40, LinearVP())
 
 
 def clean(x: Tensor) -> Tensor:
