@@ -16,7 +16,7 @@ def check_weight(answer):
     found = lagrange_weights([0.1, 0.2, 0.3], 2.0)
     assert answer != 2, "That is a straight line through two predictions. K = 2 takes three."
     assert answer != 1, "That is ratio 1, where nothing changes."
-    assert abs(answer - found[0]) < 1e-6, "Write down the two factors (t' - t_l)/(t_k - t_l) of k = 0."
+    assert abs(answer - found[0]) < 1e-6, "Write both factors (t' - t_l)/(t_k - t_l) of k = 0."
     return "computed just now: " + ", ".join(f"{w:+.0f}" for w in found) + ". They sum to 1."
 
 
@@ -29,7 +29,7 @@ def check_cpr(answer):
         assert got is not None, "There is no answer yet: return a list of ratios."
         assert len(got) == calls, f"One ratio for each of the {calls} steps, got {len(got)}."
         wanted = cpr_ratios(phi, guidance, calls)
-        assert list(map(float, got[:2])) == [1.0, 1.0], "The first two steps have no history: give 1."
+        assert list(map(float, got[:2])) == [1.0, 1.0], "Two steps have no history: give 1."
         off = max(abs(float(a) - b) for a, b in zip(got, wanted, strict=True))
         whole = max(map(abs, wanted))
         assert off < 1e-6 * whole, (

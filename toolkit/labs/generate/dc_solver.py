@@ -166,9 +166,9 @@ def digits_run(weight: float, seed: int, scale: str) -> dict[str, Any]:
     Returns:
         For ``unipc``, ``dc``, ``heun``, ``doubled`` (UniPC with twice the calls) ``unipc 3``,
         ``predictor``, ``static 0.9`` ... (at ``ci`` these at guidance 4 only) the mean squared
-        distance from the fine run; ``frechet: unipc``, ``read: unipc``, and so for ``dc`` and ``fine``; ``ratios``;
-        ``calls`` of the network in the search, for all its noises; ``show: unipc`` and so on: eight
-        images each, as text.
+        distance from the fine run; ``frechet: unipc``, ``read: unipc``, and so for ``dc`` and
+        ``fine``; ``ratios``; ``calls`` of the network in the search, for all its noises; ``show:
+        unipc`` and so on: eight images each, as text.
     """
     torch.set_num_threads(1)
     world, (_, count, rounds) = worlds.digits(seed, scale), sizes(scale)
