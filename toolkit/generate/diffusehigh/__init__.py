@@ -18,6 +18,7 @@ abstract and opening pages were read; the order of operations is the code's.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
@@ -291,7 +292,7 @@ class DiffuseHigh(Declared):
         both = [sides(size) for size in sizes]
         if len(noises) != len(both):
             raise ValueError(f"noises: one for each of {len(both)} sizes, got {len(noises)}")
-        for smaller, larger in zip(both[:-1], both[1:], strict=True):
+        for smaller, larger in itertools.pairwise(both):
             if larger[0] < smaller[0] or larger[1] < smaller[1]:
                 raise ValueError(f"sizes: must not fall, got {smaller} and then {larger}")
         self._check_shapes(start, both, noises, encode, decode)

@@ -57,7 +57,9 @@ def blur(images: Tensor, kernel: int = 3, sigma: float = 1.0) -> Tensor:
     if isinstance(kernel, bool) or not isinstance(kernel, int) or kernel < 1 or kernel % 2 == 0:
         raise ValueError(f"kernel: an odd number of pixels, got {kernel!r}")
     if not sigma > 0:
-        raise ValueError(f"sigma: must be above 0, got {sigma}; strength 0 leaves images as they are")
+        raise ValueError(
+            f"sigma: must be above 0, got {sigma}; strength 0 leaves images as they are"
+        )
     reach = kernel // 2
     if reach >= min(images.shape[-2:]):
         raise ValueError(
@@ -69,14 +71,10 @@ def blur(images: Tensor, kernel: int = 3, sigma: float = 1.0) -> Tensor:
     channels = images.shape[1]
     rows = weights.expand(channels, 1, 1, kernel)
     wide = F.pad(images, (reach,) * 4, mode="reflect")
-    return F.conv2d(
-        F.conv2d(wide, rows, groups=channels), rows.transpose(2, 3), groups=channels
-    )
+    return F.conv2d(F.conv2d(wide, rows, groups=channels), rows.transpose(2, 3), groups=channels)
 
 
-def sharpen(
-    images: Tensor, strength: float = 1.0, kernel: int = 3, sigma: float = 1.0
-) -> Tensor:
+def sharpen(images: Tensor, strength: float = 1.0, kernel: int = 3, sigma: float = 1.0) -> Tensor:
     """Images plus ``strength`` times what a Gaussian filter takes from them.
 
     Args:

@@ -56,7 +56,7 @@ def taps(wavelet: str) -> int:
     return 2 * int(found[1])
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def scaling(wavelet: str) -> tuple[float, ...]:
     r"""The scaling coefficients of Daubechies, which rebuild from the low band; their sum is
     :math:`\sqrt2`.
@@ -95,9 +95,7 @@ def band_size(size: int, wavelet: str, padding: str = "symmetric") -> int:
     return (size + taps(wavelet) - 1) // 2
 
 
-def dwt(
-    images: Tensor, wavelet: str = "db4", levels: int = 1, padding: str = "symmetric"
-) -> Bands:
+def dwt(images: Tensor, wavelet: str = "db4", levels: int = 1, padding: str = "symmetric") -> Bands:
     """Take images apart into a low band and details.
 
     Args:
@@ -215,7 +213,7 @@ def check_fits(size: tuple[int, int], wavelet: str, levels: int, padding: str) -
                 f"{size[0]} x {size[1]} pixels has {min(sides)}; take a shorter wavelet such as "
                 '"haar", or fewer levels'
             )
-        sides = tuple(band_size(n, wavelet, padding) for n in sides)
+        sides = band_size(sides[0], wavelet, padding), band_size(sides[1], wavelet, padding)
 
 
 def _padding(padding: str) -> str:
