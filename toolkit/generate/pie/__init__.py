@@ -12,9 +12,9 @@ noised to the level of that step with one noise :math:`\varepsilon_b`. Without a
 :math:`x^{(k)} = z`. Nothing is trained.
 
 Source: Liang et al., *PIE: Simulating Disease Progression via Progressive Image Editing*,
-arXiv 2309.11745; official code ``IrohXu/PIE``. The rounds follow the code as it was described to
-us; of the paper the abstract was read. The published code takes whatever sampler its checkpoint
-names; here it is DDIM, as the paper says.
+arXiv 2309.11745; official code ``IrohXu/PIE``. The rounds follow the code; of the paper the
+abstract was read. The code takes whatever sampler its checkpoint names; here it is DDIM, as the
+paper says. Between rounds the code decodes, cuts to 8 bits and encodes again; that is left out.
 """
 
 from __future__ import annotations
