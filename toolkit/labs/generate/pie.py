@@ -322,11 +322,11 @@ def facts(found: Found) -> list[Fact]:
                        known_noise=none)  # fmt: skip
     wide = path_variance(part.levels[0], spread, 1.0, 400)[-1]
     return [
-        Fact("formula", "Without noise and for one Gaussian, DDIM's path is the formula's.",
+        Fact("formula", "Without noise the path is the formula's.",
              off < 1e-9, off, "largest difference"),
-        Fact("frozen", "With no pixel in the mask and outside = 0 every round returns the original "
-             "to the bit.", all(torch.equal(image, x) for image in kept.path)),
-        Fact("spread", "Without a mask the noises of all rounds spread as wide as the class.",
+        Fact("frozen", "Empty mask, outside = 0: the original, to the bit.",
+             all(torch.equal(image, x) for image in kept.path)),
+        Fact("spread", "Without a mask noises spread as wide as the class.",
              abs(wide - spread**2) < 1e-12, wide / spread**2, "of its variance"),
     ]  # fmt: skip
 
