@@ -147,7 +147,7 @@ class HiPA(LowRankMethod):
         """The whole loss, one number; arguments and errors as :meth:`loss_terms`."""
         found = self.loss_terms(made, wanted, features)
         weights = [1.0 if name in SPATIAL else self.high_weight for name in found]
-        return sum(w * x.mean() for w, x in zip(weights, found.values(), strict=True))  # type: ignore[return-value]
+        return sum(w * x.mean() for w, x in zip(weights, found.values(), strict=True))
 
     def build(self, site: Site, generator: torch.Generator | None = None) -> LowRankLayer:
         """The adaptor of one layer.

@@ -112,7 +112,7 @@ class Pairs(NamedTuple):
 
     def rows(self, at: Tensor) -> Pairs:
         """Some of the pairs."""
-        return Pairs(*(None if part is None else part[at] for part in self))  # type: ignore[arg-type]
+        return Pairs(*(None if part is None else part[at] for part in self))
 
 
 @torch.no_grad()

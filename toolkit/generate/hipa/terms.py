@@ -29,8 +29,10 @@ Features = Callable[[Tensor], Sequence[Tensor]]
 
 def radius(height: int, width: int, like: Tensor | None = None) -> Tensor:
     """Distance of each frequency from 0, (height, width), in cycles per pixel."""
-    kind = {} if like is None else {"dtype": like.dtype, "device": like.device}
-    down, right = torch.fft.fftfreq(height, **kind), torch.fft.fftfreq(width, **kind)
+    kind = torch.zeros(()) if like is None else like
+    down, right = (
+        torch.fft.fftfreq(size, dtype=kind.dtype, device=kind.device) for size in (height, width)
+    )
     return torch.hypot(down[:, None], right[None])
 
 
@@ -45,7 +47,7 @@ def high_pass(images: Tensor, cutoff: float = 0.25) -> Tensor:
         ValueError: another shape.
     """
     _images(images)
-    passed = radius(*images.shape[-2:], like=images) > cutoff
+    passed = radius(images.shape[-2], images.shape[-1], images) > cutoff
     return torch.fft.ifft2(torch.fft.fft2(images) * passed).real
 
 
@@ -89,7 +91,7 @@ def sobel(images: Tensor) -> tuple[Tensor, Tensor]:
 def edge(made: Tensor, wanted: Tensor) -> Tensor:
     """:math:`L_E`: mean squared difference of the slopes across, plus that of those down."""
     _same(made, wanted)
-    return sum(part.square().flatten(1).mean(1) for part in sobel(made - wanted))  # type: ignore[return-value]
+    return sum(part.square().flatten(1).mean(1) for part in sobel(made - wanted))
 
 
 def log_power(made: Tensor, wanted: Tensor, cutoff: float = 0.25, floor: float = 1e-3) -> Tensor:
@@ -110,7 +112,7 @@ def log_power(made: Tensor, wanted: Tensor, cutoff: float = 0.25, floor: float =
     check_cutoff(cutoff)
     if not 0 < floor < math.inf:
         raise ValueError(f"floor: above 0, got {floor}")
-    passed = radius(*made.shape[-2:], like=made) > cutoff
+    passed = radius(made.shape[-2], made.shape[-1], made) > cutoff
     one, other = (
         torch.view_as_real(torch.fft.fft2(x, norm="ortho")).square().sum(-1)[..., passed]
         for x in (made, wanted)

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from toolkit.core.adapt.put import adapt
 from toolkit.core.sample.metrics import frechet
 from toolkit.core.seeds import generator
 from toolkit.core.train import rates
 from toolkit.core.train.fit import fit
 from toolkit.generate.hipa import HiPA, one_step, plugged, terms
 from toolkit.labs.beds import denoiser
-from toolkit.labs.generate.onestep.world import BEDS, pairs, reader, size, top
+from toolkit.labs.generate.onestep.world import bed, pairs, reader, size, top
 
 TARGETS = ["*first", "*second", "*attention*"]
 """The 3 x 3 convolutions of all blocks, and the attention."""
@@ -44,7 +46,7 @@ def trained(
     along half a cosine.
 
     Args:
-        world: "digits" or "mnist".
+        world: "digits" or "handwriting".
         rank: of the adaptors; 0 trains every weight of the network instead.
         loss: terms, as :class:`~toolkit.generate.hipa.HiPA` takes them.
         weight: of the terms of high frequencies.
@@ -56,7 +58,7 @@ def trained(
     method = HiPA(rank=rank or 1, alpha=float(rank or 1), terms=loss, high_weight=weight,
                   cutoff=CUTOFF)  # fmt: skip
     layers = reader(world, scale, "loss").layers if "spatial" in method.chosen else None
-    model = OneStep(denoiser.network(BEDS[world]))
+    model = OneStep(denoiser.network(bed(world, scale)))
     chosen = torch.randperm(this.pool, generator=generator(seed, "onestep pairs"))[: this.pairs]
 
     def batches() -> Iterator[Any]:
@@ -73,16 +75,27 @@ def trained(
         lambda made, wanted: method.loss(made, wanted, layers),
         steps=this.steps, decay=rates.cosine, targets=TARGETS if rank else None,
     )  # fmt: skip
-    if not all(map(torch.isfinite, map(torch.tensor, losses))):
+    if not all(map(math.isfinite, losses)):
         raise FloatingPointError(f"the loss is not finite at rate {rate:g}")
     return model, adapted
+
+
+def dressed(world: str, scale: str, rank: int) -> tuple[OneStep, Any]:
+    """A denoiser with adaptors that have not learned yet, and its handle."""
+    model = frozen(world, scale)
+    return model, adapt(model, HiPA(rank=rank), TARGETS, generator=generator(0, "init"))
+
+
+def counted(adapted: Any) -> int:
+    """Trained numbers by the formula r (m + n)."""
+    return sum(placed.method.count(placed.site) for placed in adapted.sites.values())
 
 
 @torch.no_grad()
 def made(model: OneStep, world: str, scale: str, part: str, count: int | None = None) -> Tensor:
     """Images of one step from the noise of a part."""
     noise = pairs(world, scale, part)
-    start, labels = noise.start[:count], noise.labels[:count]  # type: ignore[index]
+    start, labels = noise.start[:count], noise.labels[:count]
     return torch.cat(
         [model((s, y)) for s, y in zip(start.split(250), labels.split(250), strict=True)]
     )
@@ -113,12 +126,12 @@ def judged(images: Tensor, world: str, scale: str, part: str) -> dict[str, float
 
 def _seen(images: Tensor, world: str, scale: str) -> tuple[Tensor, Tensor]:
     """Features and scores of the judge."""
-    if world == "mnist":
+    if bed(world, scale) == "cpu":
         return denoiser.features(images, "cpu")
     judge = reader(world, scale, "judge")
     with torch.no_grad():
         seen = judge.seen(images)
-        return seen, judge.head(seen)
+        return seen, judge.network.head(seen)
 
 
 @functools.lru_cache(maxsize=4)
@@ -128,7 +141,7 @@ def _seen_other(world: str, scale: str, count: int) -> Tensor:
 
 def frozen(world: str, scale: str) -> OneStep:
     """The frozen denoiser in one step."""
-    return OneStep(denoiser.network(BEDS[world]))
+    return OneStep(denoiser.network(bed(world, scale)))
 
 
 def film(

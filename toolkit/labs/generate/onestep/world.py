@@ -1,21 +1,21 @@
 """What does not depend on an arm: noise and the images that the frozen model makes of it, readers.
 
-Two worlds. ``digits``: scikit-learn's digits of 8 x 8 pixels and the small denoiser. ``mnist``:
-28 x 28 and the denoiser with 0.8 million weights. In each, one network reads digits for the loss
-and another for the judging; they learned from other images and started elsewhere.
+Two worlds. ``digits``: scikit-learn's digits of 8 x 8 pixels and the small denoiser.
+``handwriting``: MNIST, 28 x 28, and the denoiser with 0.8 million weights; at ``ci`` the small one
+stands in. In each, one network reads digits for the loss and another for the judging; they learned
+from other images and started elsewhere.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from toolkit.core.nets import initialise
+from toolkit.core.nets import convnet, initialise
 from toolkit.core.sample.draws import Draws
 from toolkit.core.sample.plans import UniPC
 from toolkit.core.sample.schedule import Level, Schedule
@@ -25,8 +25,6 @@ from toolkit.core.train.fit import fit
 from toolkit.generate.hipa import Pairs, make_pairs
 from toolkit.labs.beds import arms, denoiser
 
-BEDS = {"digits": "ci", "mnist": "cpu"}
-"""World -> scale of the bed of denoisers."""
 SIGMA = (0.002, 80.0)
 """Ends of the noise, as EDM has them; the one step starts at the second."""
 
@@ -46,9 +44,10 @@ class Size:
 
 
 SIZES = {
-    ("digits", "ci"): Size(160, 120, 60, 6, 128, 32, 12, 40),
-    ("digits", "cpu"): Size(3000, 1000, 500, 12, 2000, 64, 100, 300),
-    ("mnist", "cpu"): Size(1200, 1000, 400, 8, 1000, 32, 60, 300),
+    ("digits", "ci"): Size(48, 40, 40, 3, 32, 8, 2, 15),
+    ("handwriting", "ci"): Size(48, 40, 40, 3, 32, 8, 2, 15),
+    ("digits", "cpu"): Size(3000, 1000, 500, 12, 2000, 64, 80, 300),
+    ("handwriting", "cpu"): Size(1200, 1000, 400, 8, 1000, 32, 50, 300),
 }
 
 
@@ -64,15 +63,20 @@ def size(world: str, scale: str) -> Size:
     return SIZES[named]
 
 
+def bed(world: str, scale: str) -> str:
+    """The scale of the bed of denoisers that a world takes."""
+    return "cpu" if world == "handwriting" and arms.sizes_of(scale) == "cpu" else "ci"
+
+
 def top() -> Level:
     """The level of pure noise."""
     return Schedule.edm(2, *SIGMA).levels[0]
 
 
-def noises(world: str, count: int, part: str) -> tuple[Tensor, Tensor]:
+def noises(world: str, scale: str, count: int, part: str) -> tuple[Tensor, Tensor]:
     """States at the highest level and labels, one per sample: ``train``, ``validation``, ``test``
     or ``other``, which no arm ever starts from."""
-    side = denoiser.size(BEDS[world]).side
+    side = denoiser.size(bed(world, scale)).side
     start = Draws(range(count), "onestep", part).normal((1, side, side)) * top().std
     return start, torch.arange(count) % denoiser.CLASSES
 
@@ -82,28 +86,30 @@ def pairs(world: str, scale: str, part: str) -> Pairs:
     """Noise of a part with the images of the frozen model: UniPC over so many steps."""
     this = size(world, scale)
     count = {"train": this.pool, "validation": this.validation}.get(part, this.judged)
-    start, labels = noises(world, count, part)
-    schedule = Schedule.edm(this.teacher, *SIGMA)
-    return make_pairs(denoiser.network(BEDS[world]), schedule, UniPC(), start, labels)
+    return in_steps(world, scale, part, count, this.teacher)
+
+
+def in_steps(world: str, scale: str, part: str, count: int, steps: int) -> Pairs:
+    """Noise of a part with the images that the frozen model makes of it in so many steps."""
+    start, labels = noises(world, scale, count, part)
+    schedule = Schedule.edm(steps, *SIGMA)
+    return make_pairs(denoiser.network(bed(world, scale)), schedule, UniPC(), start, labels)
 
 
 class Reader(nn.Module):
-    """Three convolutions that read digits; the second halves the image, and so does the third of
-    larger ones."""
+    """A small convolutional network whose layers can be looked into."""
 
-    def __init__(self, side: int, channels: Sequence[int] = (16, 24, 32)) -> None:
+    def __init__(self, side: int) -> None:
         super().__init__()
-        a, b, c = channels
-        self.first = nn.Conv2d(1, a, 3, padding=1)
-        self.second = nn.Conv2d(a, b, 3, stride=2, padding=1)
-        self.third = nn.Conv2d(b, c, 3, stride=1 if side < 16 else 2, padding=1)
-        self.head = nn.Linear(c, denoiser.CLASSES)
+        # of 8 x 8 pixels one more halving would leave too few to compare
+        self.network = convnet(1, (16, 24) if side < 16 else (16, 24, 32), denoiser.CLASSES)
 
     def layers(self, images: Tensor) -> list[Tensor]:
-        """Images (batch, 1, h, w) to the outputs of all three."""
-        one = F.relu(self.first(images))
-        two = F.relu(self.second(one))
-        return [one, two, F.relu(self.third(two))]
+        """Images (batch, 1, h, w) to the outputs of all blocks."""
+        found = [images]
+        for block in self.network.blocks:
+            found.append(block(found[-1]))
+        return found[1:]
 
     def seen(self, images: Tensor) -> Tensor:
         """Images to the last features, mean over pixels, (batch, channels)."""
@@ -111,7 +117,7 @@ class Reader(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images to scores (batch, 10)."""
-        return self.head(self.seen(images))
+        return self.network(images)
 
 
 @functools.lru_cache(maxsize=4)
@@ -121,7 +127,7 @@ def reader(world: str, scale: str, role: str) -> Reader:
     The loss's learns from the last part of the bed's training images: of MNIST the 5,000 that no
     base of the book has learned from. The judge of digits learns from the first half.
     """
-    x, y = _taught(world, role)
+    x, y = _taught(bed(world, scale), role)
     draws = generator({"loss": 1, "judge": 2}[role], "onestep reader")
     model = initialise(Reader(x.shape[-1]), draws)
     steps = size(world, scale).reader
@@ -130,13 +136,13 @@ def reader(world: str, scale: str, role: str) -> Reader:
         rows = torch.randint(len(y), (steps, 64), generator=draws)
         return [(x[at], y[at]) for at in rows]
 
-    fit(model, None, 3e-3, 0, batches(), F.cross_entropy, steps=steps, decay=rates.cosine)
-    return model.requires_grad_(False)
+    fit(model, None, 1e-2, 0, batches(), F.cross_entropy, steps=steps, decay=rates.cosine)
+    return model.eval().requires_grad_(False)
 
 
-def _taught(world: str, role: str) -> tuple[Tensor, Tensor]:
+def _taught(of_bed: str, role: str) -> tuple[Tensor, Tensor]:
     """Images from -1 to 1 and labels that a reader learns from."""
-    if world == "mnist":
+    if of_bed == "cpu":
         from toolkit.labs.beds import images
 
         x, y = images.load("cpu").validation
