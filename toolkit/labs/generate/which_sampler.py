@@ -163,7 +163,7 @@ def pictures_run(chosen: list[str], rate: float, seed: int, scale: str) -> dict[
         worth["error"] = float((images - one.truth).double().square().mean())
         found.update({f"{name}: {key}": float(f"{value:.5g}") for key, value in worth.items()})
         if shown:
-            found[f"{name}: shown"] = film.encode(images[:10], 16)
+            found[f"{name}: shown"] = film.encode(images[:10], 16)  # type: ignore[assignment]
 
     put("fine", one.truth, True)
     for solver in PLANS:
