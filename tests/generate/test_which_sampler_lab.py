@@ -62,7 +62,7 @@ class Found(dict):
 
 
 def test_correlation_is_one_where_error_orders_the_pictures() -> None:
-    places = [f"{s} on {n}" for s in lab.RANKED for n in lab.SCHEDULES]
+    places = [f"{s} on {n}" for s in lab.PLANS for n in lab.SCHEDULES]
     like = {f"{p}: error": float(i) for i, p in enumerate(places)}
     like |= {f"{p}: frechet": float(i) ** 2 for i, p in enumerate(places)}
     against = {k: (-v if "frechet" in k else v) for k, v in like.items()}
@@ -80,8 +80,7 @@ def test_the_schedule_of_least_distance_is_chosen() -> None:
     ]
     found = Found(schedules=pd.DataFrame(rows))
     assert lab.schedules(found) == {
-        "ddim": "edm", "heun": "log_snr", "dpmpp_2m": "time", "unipc": "time",
-        "dc_solver": "time",
+        "ddim": "edm", "dpmpp_2m": "log_snr", "unipc": "time", "dc_solver": "time",
     }  # fmt: skip
     assert lab.worst(found, "unipc") == "edm"
     assert lab.few(found) == "ddim"

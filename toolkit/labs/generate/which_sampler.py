@@ -18,7 +18,7 @@ from toolkit.core.runs.measure import Runs
 from toolkit.core.sample.guidance import guided
 from toolkit.core.sample.loop import sample
 from toolkit.core.sample.metrics import frechet
-from toolkit.core.sample.plans import DDIM, DPMpp2M, Heun, Plan, UniPC
+from toolkit.core.sample.plans import DDIM, DPMpp2M, Plan, UniPC
 from toolkit.core.sample.schedule import LinearVP, Network, Schedule
 from toolkit.core.scale import Scale
 from toolkit.core.seeds import generator
@@ -32,13 +32,12 @@ LAW = LinearVP()
 HIGH, LOW = 80.0, 0.01
 """Noise over signal at both ends of every schedule."""
 PLANS: dict[str, Plan] = {
-    "ddim": DDIM(), "heun": Heun(), "dpmpp_2m": DPMpp2M(), "unipc": UniPC(2),
-    "dc_solver": DCSolver(),
+    "ddim": DDIM(), "dpmpp_2m": DPMpp2M(), "unipc": UniPC(2), "dc_solver": DCSolver(),
 }  # fmt: skip
-PLAIN = ("ddim", "heun", "dpmpp_2m", "unipc")
+PLAIN = ("ddim", "dpmpp_2m", "unipc")
 """Solvers without a search."""
 CALLS = (4, 6, 10)
-"""Calls of the network; Heun takes two a step."""
+"""Calls of the network, one a step."""
 JUDGED = 6
 """Calls at which schedules are chosen and claims judged."""
 NOISES = 10
@@ -50,7 +49,7 @@ ADAPTOR = "high, rank 4"
 
 def sizes(scale: str) -> tuple[int, int, int]:
     """Samples, steps of the fine run, iterations of a search."""
-    return (20, 4, 1) if scale == "ci" else (320, 40, 40)
+    return (20, 4, 1) if scale == "ci" else (250, 40, 40)
 
 
 def schedule(name: str, steps: int) -> Schedule:
@@ -112,7 +111,7 @@ class Sampler:
 
     def drawn(self, solver: str, name: str, calls: int) -> Tensor:
         """Images of a solver with so many calls on a schedule."""
-        levels = schedule(name, calls // 2 if solver == "heun" else calls)
+        levels = schedule(name, calls)
         return self.run(self.plan(solver, levels), levels)
 
     @functools.cached_property
@@ -255,8 +254,6 @@ CLAIMS = (
         conditions=(Condition("digits", n=8, spread=0.1, decides=True),),
     ),
 )  # fmt: skip
-RANKED = ("ddim", "dpmpp_2m", "unipc", "dc_solver")
-"""Solvers of the rank correlation; Heun, far behind with so few calls, would decide it alone."""
 
 
 def schedules(found: Found) -> dict[str, str]:
@@ -278,7 +275,7 @@ def correlations(found: Found) -> dict[int, float]:
     told = {}
     for row in found["pictures"].to_dict("records"):
         both = [
-            [row[f"{solver} on {name}: {key}"] for solver in RANKED for name in SCHEDULES]
+            [row[f"{solver} on {name}: {key}"] for solver in PLANS for name in SCHEDULES]
             for key in ("error", "frechet")
         ]
         one, other = (pd.Series(values).rank() for values in both)
@@ -320,7 +317,7 @@ def facts(found: Found) -> list[Fact]:
     asked = {}
     for solver, plan in PLANS.items():
         made = plan.given([1.0] * JUDGED) if isinstance(plan, DCSolver) else plan
-        levels = schedule("log_snr", JUDGED // 2 if solver == "heun" else JUDGED)
+        levels = schedule("log_snr", JUDGED)
         asked[solver] = sample(one.asked(one.labels), levels, made, one.noise).calls
     ends = {
         (round(levels.sigmas[0], 6), round(levels.sigmas[-1], 6))
