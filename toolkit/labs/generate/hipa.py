@@ -278,8 +278,8 @@ def facts(found: Found) -> list[Fact]:
     made, lacks = [], {world: float(row["one: energy"]) for world, row in rows.items()}
     for world, name in (("handwriting", "Handwriting"), ("digits", "8 x 8 digits")):
         made.append(
-            Fact(f"ghost-{world}", f"{name}: the frozen model's one step has less than half of the "
-                 "high-frequency energy of its many steps.", lacks[world] < 50,
+            Fact(f"ghost-{world}", f"{name}: one frozen step has less than half of the fine "
+                 "detail.", lacks[world] < 50,
                  lacks[world], "per cent")
         )  # fmt: skip
     model, adapted = one.dressed("digits", found.scale, rank=4)
@@ -290,9 +290,9 @@ def facts(found: Found) -> list[Fact]:
     numbers = sum(p.numel() for p in adapted.parameters())
     return [
         *made,
-        Fact("start", "Before training, the adapted model is the frozen one, to the bit.", same),
-        Fact("count", "The count is the formula's.", numbers == one.counted(adapted), numbers,
-             "numbers"),
+        Fact("start", "Before training it is the frozen model, to the bit.", same),
+        Fact("count", "It trains as many numbers as the formula says.",
+             numbers == one.counted(adapted), numbers, "numbers"),
     ]  # fmt: skip
 
 
