@@ -142,9 +142,11 @@ def measure(runs: Runs, scale: Scale) -> None:
     runs.blocks("digits", blocks)
     runs.table("digits", main_run, [{"seed": seed, "scale": name} for seed in seeds])
     runs.blocks("variants", blocks)
+    some = scale.pick(ci=seeds[::2], cpu=seeds, gpu=seeds)
     runs.table("variants", variant_run, [
         {"arm": arm, "seed": seed, "scale": name}
-        for arm in (*arms.VARIANTS, "walk") for seed in seeds
+        for arm in (*arms.VARIANTS, "walk")
+        for seed in (seeds if arm == "inversion" else some)
     ])  # fmt: skip
     runs.table("pictures", pictures_run, [
         {"strength": s, "inside": b, "guidance": w, "scale": name}

@@ -34,7 +34,7 @@ class Size:
     reals: int
 
 
-SIZES = {"ci": Size(4, 8, 2, 2, 40), "cpu": Size(10, 16, 16, 2, 400)}
+SIZES = {"ci": Size(4, 6, 2, 2, 40), "cpu": Size(10, 16, 16, 2, 400)}
 BASE = PIE(strength=0.5, guidance=3.0)
 """The code's defaults but for guidance, which small networks want weaker."""
 PLAIN = 0.35

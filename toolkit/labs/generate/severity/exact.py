@@ -40,7 +40,7 @@ class Size:
     directions: int
 
 
-SIZES = {"ci": Size(4, 16, 4, 4, 16), "cpu": Size(10, 50, 32, 16, 128)}
+SIZES = {"ci": Size(4, 12, 4, 4, 16), "cpu": Size(10, 50, 32, 16, 128)}
 
 
 def size(scale: str) -> Size:
