@@ -288,6 +288,15 @@ def test_single_precision_and_a_network_that_trains_are_left_as_they_are():
     assert all(p.grad is None and p.requires_grad for p in net.parameters())
 
 
+def test_a_search_does_not_mind_that_gradients_are_off():
+    goal = states()
+    wanted = DCSolver().search(DATA.denoise, schedule(), noise(), goal, iterations=3)
+    with torch.no_grad():
+        found = DCSolver().search(DATA.denoise, schedule(), noise(), goal, iterations=3)
+    assert torch.equal(found.ratios, wanted.ratios)
+    assert not found.ratios.requires_grad
+
+
 # references and times
 
 
