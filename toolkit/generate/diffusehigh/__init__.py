@@ -137,9 +137,7 @@ class DiffuseHigh(Declared):
     strength: Annotated[float, Range(0.0, 10.0)] = 1.0
     sigma: Annotated[float, Range(0.0, 100.0, open_low=True)] = 1.0
     kernel: Annotated[int, Range(1, 99)] = 3
-    wavelet: Literal[
-        "haar", "db1", "db2", "db3", "db4", "db5", "db6", "db7", "db8", "db9", "db10"
-    ] = "db4"
+    wavelet: str = "db4"
     levels: Annotated[int, Range(1, 10)] = 1
     padding: Literal["symmetric", "zero", "reflect", "periodic", "periodization"] = "symmetric"
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
@@ -164,6 +162,7 @@ class DiffuseHigh(Declared):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        taps(self.wavelet)
         if self.guided > self.renoised:
             raise ValueError(
                 f"guided: {self.guided} steps of the {self.renoised} that a stage takes; give at "

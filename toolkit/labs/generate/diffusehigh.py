@@ -41,8 +41,6 @@ ARMS = ("direct", "bicubic", "sharpened", "sdedit", "unsharpened", "full")
 BEST = {"best sharpened": "sharpened", "best sdedit": "sdedit", "best third": "third",
         "best own": "own"}  # fmt: skip
 """Arms of the known bed whose settings were searched, and the way they are of."""
-SPECTRA = (*ARMS, "best sharpened")
-"""Arms whose spectra are kept."""
 BED_NAMES = {"open": "28 to 56 pixels", "known": "14 to 28 pixels"}
 SHOWN_SEED = 800
 """Of the pictures; no number of theirs is told."""
@@ -110,12 +108,11 @@ def compared(where: str, seed: int, scale: str, best: list[float]) -> dict[str, 
         best: on the known bed, steps and strength of each arm of :data:`BEST`, one after another.
 
     Returns:
-        For each arm, after its name and a colon, what :func:`enlarged.judged` says, and on the
-        known bed for those of :data:`SPECTRA` the list ``power``, a spectrum. ``native: whole``
-        and ``native: read``. ``truth: ...`` of test images against others; on the open bed its
-        distance only. On the known bed, for the ways ``sdedit``, ``third`` and ``every``, the list
-        ``drift``: how far the block means of predictions lie from the guide's at each step,
-        before they are replaced, in dB.
+        For each arm, after its name and a colon, what :func:`enlarged.judged` says and the list
+        ``power``, its spectrum. ``native: whole`` and ``native: read``. ``truth: ...`` of test
+        images against others; on the open bed its distance only. On the known bed, for the ways
+        ``sdedit``, ``third`` and ``every``, the list ``drift``: how far the block means of
+        predictions lie from the guide's at each step, before they are replaced, in dB.
     """
     torch.set_num_threads(1)
     this = bed(where, scale)
@@ -139,8 +136,7 @@ def compared(where: str, seed: int, scale: str, best: list[float]) -> dict[str, 
         found |= {
             f"{name}: {key}": value for key, value in judged(pictures, drawn, reference).items()
         }
-        if where == "known" and name in SPECTRA:
-            found[f"{name}: power"] = powers(this.inner(pictures.clamp(0, 1)))
+        found[f"{name}: power"] = powers(this.inner(pictures.clamp(0, 1)))
     read = enlarged.denoiser.features(enlarged.to_state(_plain(this, drawn)), scale)[1].argmax(1)
     found["native: read"] = 100 * float((read == drawn.labels).double().mean())
     found["native: whole"] = enlarged.whole(drawn.native)
