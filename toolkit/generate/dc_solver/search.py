@@ -195,10 +195,11 @@ def _descend(
     for _ in range(iterations):
         with torch.enable_grad():
             off = (ends(ratio)[0] - goal).square().view(groups, -1).mean(1).double()
+            # the sum over groups: each group's ratio moves as if it were alone
+            (slope,) = torch.autograd.grad(off.sum().cpu(), ratio)
         seen.append(off.detach().cpu())
         tried.append(ratio.detach().clone())
-        # the sum over groups: each group's ratio moves as if it were alone
-        (ratio.grad,) = torch.autograd.grad(off.sum().cpu(), ratio)
+        ratio.grad = slope
         optimizer.step()
     losses = torch.stack(seen)
     if not bool(losses.isfinite().all()):
