@@ -137,6 +137,7 @@ def do_sample(args: argparse.Namespace) -> int:
         made = pictures(
             args.base, solver(args.method, args.set), args.steps, labels=args.labels,
             rows=args.rows, guidance=args.guidance, seed=args.seed, low=args.low, high=args.high,
+            say=print,
         )  # fmt: skip
     except DataError as error:
         raise ValueError(str(error)) from error

@@ -80,6 +80,34 @@ def test_a_method_of_the_catalogue_that_is_a_solver(monkeypatch, network: list, 
     assert len(network) == 3
 
 
+def test_ratios_of_dc_solver_are_searched_on_noises_of_their_own(
+    monkeypatch, tmp_path: Path, capsys
+) -> None:
+    asked = []
+
+    def answer(x, level, labels):
+        asked.append(x.detach().clone())
+        return (x / (1 + level.sigma)).tanh() * (labels.view(-1, 1, 1, 1) / 10 - 0.5)
+
+    monkeypatch.setattr(denoiser, "network", lambda scale: answer)
+    code, out = run(tmp_path, "--method", "dc_solver", "--steps", "4", "--rows", "1")
+    assert code == 0
+    told = capsys.readouterr().out.splitlines()
+    assert told[0] == "ratios for 4 steps: searched on 10 noises of their own"
+    assert told[2] == f"{out}: 10 pictures, 4 steps, 4 network calls"
+    ratios = told[1].rpartition("=")[2]
+    assert ratios.startswith("1.0,1.0,")
+    assert ratios != "1.0,1.0,1.0,1.0"
+    # the pictures start at other noises, and the same ratios give the same picture
+    starts = [x for x in asked if float(x.std()) > 40]
+    assert not any(torch.isclose(a, b).all() for a in starts[0] for b in starts[-1])
+    first, count = out.read_bytes(), len(asked)
+    again = ["--method", "dc_solver", "--set", f"ratios={ratios}", "--steps", "4", "--rows", "1"]
+    assert run(tmp_path, *again)[1].read_bytes() == first
+    assert len(asked) == count + 4
+    assert capsys.readouterr().out.splitlines() == told[2:]
+
+
 def test_settings_of_solvers() -> None:
     made = command.solver("unipc", ["order=3", "variant=bh1", "corrector=False"])
     assert made == UniPC(3, "bh1", corrector=False)
@@ -91,6 +119,8 @@ def test_settings_of_solvers() -> None:
     [
         (["--method", "euler"], "--method euler: no such solver; choose ddim, heun, dpmpp_2m"),
         (["--method", "lora"], "is no solver"),
+        (["--method", "dc_solver", "--steps", "1"], "fewer than the order 2"),
+        (["--method", "dc_solver", "--set", "ratios=1,1,1.2"], "one for each of the 18 steps"),
         (["--set", "order=x"], "--set order=x: order must be int"),
         (["--set", "order=9"], "order: 1, 2 or 3"),
         (["--set", "corrector=1"], "corrector must be True or False"),

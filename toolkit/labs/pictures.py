@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io as streams
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,16 @@ import torch
 from torch import Tensor
 
 from toolkit.core import io
-from toolkit.core.sample.draws import check_memory
+from toolkit.core.sample.draws import Draws, check_memory
 from toolkit.core.sample.loop import Sampled, generate
-from toolkit.core.sample.plans import Plan
-from toolkit.core.sample.schedule import Schedule
+from toolkit.core.sample.plans import DPMpp2M, Plan
+from toolkit.core.sample.schedule import EDM, Network, Schedule
+from toolkit.generate.dc_solver import DCSolver, reference_states
 
 BASES = {"mnist": "cpu", "digits": "ci"}
 """Base -> scale of the bed of denoisers. Digits are those of scikit-learn, 8 x 8 pixels."""
+SEARCHED, REFERENCE = 10, 60
+"""Noises of a search for ratios, and the steps that its reference takes at least."""
 
 
 def pictures(
@@ -31,6 +34,7 @@ def pictures(
     seed: int = 0,
     low: float = 0.002,
     high: float = 80.0,
+    say: Callable[[str], object] = lambda words: None,
 ) -> Sampled:
     """Samples of a base, row after row, one per label in each; every sample has its own seed.
 
@@ -43,6 +47,7 @@ def pictures(
         guidance: weight; 1 is none.
         seed: of the first sample; the others follow.
         low, high: the ends of the noise.
+        say: is told what is searched first, for a solver that must be fitted to the base.
 
     Raises:
         ValueError: an unknown base, numbers outside, or more pictures than memory holds.
@@ -58,13 +63,49 @@ def pictures(
         raise ValueError(f"labels: digits 0 to 9, or {denoiser.UNTOLD} for any, got {list(labels)}")
     scale = BASES[base]
     side, schedule = denoiser.size(scale).side, Schedule.edm(steps, low, high)
-    plan.steps(schedule)  # before a network is read
+    bare = plan if isinstance(plan, DCSolver) and not plan.ratios else None
+    (bare.given([1.0]) if bare else plan).steps(schedule)  # before a network is read
     count = rows * len(labels)
     check_memory((count, 1, side, side), 4)
+    network, told = denoiser.network(scale), torch.tensor(list(labels))
+    asked: dict[str, Any] = {"guidance": guidance, "untold": denoiser.UNTOLD}
+    if bare:
+        plan = fitted(bare, network, schedule, (1, side, side), told, say, **asked)
     return generate(
-        denoiser.network(scale), schedule, plan, (1, side, side), range(seed, seed + count),
-        labels=torch.tensor(list(labels)).repeat(rows), guidance=guidance, untold=denoiser.UNTOLD,
+        network, schedule, plan, (1, side, side), range(seed, seed + count),
+        labels=told.repeat(rows), **asked,
     )  # fmt: skip
+
+
+def fitted(
+    plan: DCSolver, network: Network, schedule: Schedule, shape: tuple[int, ...], labels: Tensor,
+    say: Callable[[str], object], **asked: Any,
+) -> DCSolver:  # fmt: skip
+    """A solver with ratios searched on ten noises of their own, which no picture starts from.
+
+    Args:
+        plan: without ratios.
+        network: the denoiser; it is not trained.
+        schedule: levels of the EDM view.
+        shape: of one sample.
+        labels: (n,) classes to sample, which the noises take in turn.
+        say: is told that it takes a while, and the ratios.
+        asked: guidance and untold.
+
+    Raises:
+        FloatingPointError: the search diverged.
+    """
+    say(f"ratios for {schedule.steps} steps: searched on {SEARCHED} noises of their own")
+    told = labels.repeat(-(-SEARCHED // len(labels)))[:SEARCHED]
+    start = Draws(range(SEARCHED), "search").normal(shape) * schedule.levels[0].std
+    parts = max(4, -(-REFERENCE // schedule.steps))
+    goal = reference_states(
+        network, schedule, start, EDM(), parts, DPMpp2M(), labels=told, **asked
+    )  # fmt: skip
+    found = plan.search(network, schedule, start, goal, labels=told, **asked)
+    plan = plan.given([round(ratio, 3) for ratio in found.ratios.tolist()])
+    say(f"found; to use them again: --set ratios={plan.ratios}")
+    return plan
 
 
 def grid(images: Tensor, columns: int, gap: int = 1, enlarge: int = 1) -> Tensor:

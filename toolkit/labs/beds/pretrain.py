@@ -29,6 +29,7 @@ MAKERS: dict[str, tuple[str, dict[str, Any]]] = {
     "speech_2": ("speech", {"split": 2}),
     "denoiser": ("denoiser", {}),
     "denoiser_digits": ("denoiser", {"scale": "ci"}),
+    "denoiser_half": ("denoiser_half", {}),
 }
 """Base -> the module with its ``pretrain`` and the arguments that say which."""
 SOURCES = {
@@ -45,6 +46,10 @@ SOURCES = {
     "denoiser_digits": (
         "Optical Recognition of Handwritten Digits as scikit-learn has them, the first 1,437",
         "CC BY 4.0",
+    ),
+    "denoiser_half": (
+        "MNIST, the first 55,000 training images as `data.load` orders them, at half the size",
+        "CC BY-SA 3.0",
     ),
     "speech": ("Free Spoken Digit Dataset, four of six speakers", "CC BY-SA 4.0"),
 }
