@@ -94,7 +94,11 @@ def test_entries_declare_what_the_book_prints():
         for h in e.hyperparameters:
             assert h.help, (e.slug, h.name)
             assert h.source, (e.slug, h.name)
-            assert h.choices or h.type is bool or h.low is not None
+            if h.type is str and not h.choices:  # free text: the method itself must check it
+                with pytest.raises(ValueError, match=h.name):
+                    e.method(**{h.name: "no such thing"})
+            else:
+                assert h.choices or h.type is bool or h.low is not None
     colours = [e.colour for e in catalogue()]
     assert len(set(colours)) == len(colours)
 
