@@ -23,6 +23,8 @@ from book.engine.source import TITLE, TOKEN, Source, read, tags
 
 SECTIONS = ("Idea", "Method", "On your model", "Exercises")
 NEEDED = {"setup", "parameters", "practice"}
+MEASURED = "measured"
+"""Tag of cells that show what a lab measured, which no student can run."""
 HEADING = re.compile(r"^## (.+?)\s*$", re.MULTILINE)
 CITED = re.compile(r"\s*\{cite(?::\w+)?\}`[^`]+`")
 LINK = re.compile(r"\]\((?![a-z]+:|#)([^)\s#]+)")
@@ -60,7 +62,7 @@ def notebook(source: Source, repository: str) -> NotebookNode:
         kinds = set(tags(cell))
         if cell.cell_type == "code":
             wanted = section in SECTIONS or kinds & NEEDED
-            if wanted and not kinds & HIDDEN_FROM_STUDENTS:
+            if wanted and not kinds & {*HIDDEN_FROM_STUDENTS, MEASURED}:
                 cells.append(new_code_cell(cell.source.replace(TOKEN, repository)))
             continue
         for part in re.split(r"(?m)^(?=## )", cell.source):

@@ -150,7 +150,7 @@ def test_controls_work_for_every_method_of_the_catalogue():
         wide = {
             h.name: (1, 100)
             for h in entry.hyperparameters
-            if h.choices is None and h.type is not bool and None in (h.low, h.high)
+            if h.choices is None and h.type not in (bool, str) and None in (h.low, h.high)
         }
         made = show.controls(entry.method, words, names, wide, alt="Words.")
         entry.method(**{n: v for n, v in made.values.items() if n not in wide})

@@ -30,6 +30,8 @@ def control_spec(hyper: Any, given: Any) -> dict[str, Any]:
         }
     if given is None and hyper.type is bool:
         return {"kind": "switch", "value": bool(default)}
+    if given is None and hyper.type is str:
+        return {"kind": "text", "value": default}
     low, high, *step = given if given is not None else (hyper.low, hyper.high)
     if low is None or high is None or not low < high:
         raise ValueError(
@@ -93,6 +95,8 @@ def make_widget(name: str, spec: Mapping[str, Any], words: str) -> Any:
     }
     if spec["kind"] == "choice":
         return ipywidgets.Dropdown(options=spec["options"], value=spec["value"], **common)
+    if spec["kind"] == "text":
+        return ipywidgets.Text(value=spec["value"], continuous_update=False, **common)
     if spec["kind"] == "switch":
         return ipywidgets.Checkbox(value=spec["value"], indent=False, **common)
     if spec["kind"] == "log":

@@ -219,7 +219,7 @@ class PFGMpp(Declared):
         return spread(self.weight(sigma), y) * (said - wanted).square()
 
     def start(self, shape: Sequence[int], sigma_max: float, draws: Draws, **kind: Any) -> Tensor:
-        """States (batch, *shape) to start from: the kernel around 0 at ``sigma_max``, unclipped."""
+        """States (batch, ...) to start from: the kernel around 0 at ``sigma_max``, unclipped."""
         return draws.student(shape, self.D, **kind) * sigma_max
 
     def sample(
