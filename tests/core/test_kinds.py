@@ -27,7 +27,8 @@ from toolkit import (
 )
 from toolkit.core import nets
 from toolkit.core.adapt.layer import AdaptedLayer
-from toolkit.core.adapt.sites import describe
+from toolkit.core.adapt.sites import describe, site_of
+from toolkit.core.adapt.tokens import TokenLayer
 from toolkit.core.adapt.weight import WeightLayer
 
 X = torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -480,3 +481,81 @@ def test_a_method_is_written_from_its_equation_alone():
     torch.testing.assert_close(
         layer(conv, x)[:, 1] - conv.bias[1], 2 * (conv(x)[:, 1] - conv.bias[1])
     )
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Linear(6, 4, bias=False), (3, 6)),
+        (nn.Conv2d(6, 6, 3, groups=6, bias=False), (2, 6, 6, 6)),
+        (nn.LayerNorm(6, bias=False), (3, 6)),
+        (nn.BatchNorm2d(6).eval(), (2, 6, 6, 6)),
+        (nn.GroupNorm(2, 6), (2, 6, 6, 6)),
+    ],
+)
+def test_a_shift_merges_into_a_bias_and_makes_one_where_there_is_none(layer, shape):
+    model = nn.Sequential(copy.deepcopy(layer)).double()
+    x = torch.rand(shape, generator=seeded(), dtype=torch.double)
+    before = model(x)
+    adapted = adapt(model, IA3(shift=True), "0")
+    with torch.no_grad():
+        for p in adapted.parameters():
+            p.normal_(generator=seeded())
+    after = model(x)
+    along = [1, -1] if x.dim() == 2 else [1, -1, 1, 1]
+    gamma, beta = (p.detach().view(along) for p in adapted.parameters())
+    torch.testing.assert_close(after, gamma * before + beta, rtol=0, atol=1e-12)
+    adapted.merge()
+    assert isinstance(model[0].bias, nn.Parameter)
+    assert model[0].bias.requires_grad
+    torch.testing.assert_close(model(x), after, rtol=0, atol=1e-12)
+    adapted.unmerge()
+    assert torch.equal(model(x), after)
+    adapted.unload()
+    assert torch.equal(model(x), before)
+    assert (model[0].bias is None) == (layer.bias is None)
+
+
+def test_a_shift_of_a_norm_that_knows_no_bias_is_kept_and_not_merged():
+    model = nn.Sequential(nn.RMSNorm(6))
+    adapted = adapt(model, IA3(shift=True), "0")
+    adapted.merge()
+    adapted.unmerge()
+    with torch.no_grad():
+        adapted.adapters["0"].beta += 1
+    with pytest.raises(TypeError, match="'0' has no bias to merge the shift into"):
+        adapted.merge()
+    assert adapted.state == "adapted"
+
+
+class Tokens(nn.Module):
+    """A block that shows what it was given."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.LayerNorm(2)
+
+    def forward(self, hidden_states, attention_mask=None):
+        self.seen, self.mask = hidden_states, attention_mask
+        return hidden_states
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_tokens_stand_after_the_class_token_and_so_do_their_places_in_masks(kept):
+    block = Tokens()
+    site = site_of(block, "block", ("module",))
+    layer = TokenLayer(site, 3, bound=0.5, after=1, kept=kept, generator=seeded())
+    assert 0.1 < layer.tokens.abs().max() <= 0.5
+    x = torch.arange(8.0).view(1, 4, 2)
+    mask = torch.arange(16.0).view(1, 1, 4, 4) + 1
+    y = layer(block, x, attention_mask=mask)
+    assert torch.equal(block.seen[0], torch.cat([x[0, :1], layer.tokens, x[0, 1:]]))
+    assert torch.equal(y, block.seen if kept else x)
+    grown = block.mask[0, 0]
+    assert grown.shape == (7, 7)
+    assert not grown[1:4].any()
+    assert not grown[:, 1:4].any()
+    rest = [0, 4, 5, 6]
+    assert torch.equal(grown[rest][:, rest], mask[0, 0])
+    with pytest.raises(ValueError, match="after=9"):
+        TokenLayer(site, 1, after=9)(block, x)

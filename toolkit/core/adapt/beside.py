@@ -16,25 +16,50 @@ from torch import Tensor, fx, nn
 from toolkit.core.adapt.forwards import call_with, frozen, has_own_forward, is_hooked
 from toolkit.core.adapt.sites import Site, normal
 
+OVER_CHANNELS = (nn.modules.batchnorm._NormBase, nn.GroupNorm)
+"""Norms whose features lie on axis 1."""
+
 
 class ScaleShift(nn.Module):
     """A factor and, if asked for, an offset per output feature of one site.
 
-    ``gamma`` (m,) starts at 1 and ``beta`` (m,) at 0. Outputs of convolutions carry their features
-    on axis 1, all others on the last.
+    ``gamma`` (m,) starts at 1 and ``beta`` (m,) at 0. Outputs of convolutions and of norms over
+    channels carry their features on axis 1, all others on the last.
+
+    Args:
+        site: where.
+        shift: learn ``beta`` too.
+        std: standard deviation of a normal law that is added to both starts.
+        generator: source of that draw.
     """
 
-    def __init__(self, site: Site, shift: bool = True):
+    def __init__(
+        self,
+        site: Site,
+        shift: bool = True,
+        std: float = 0.0,
+        generator: torch.Generator | None = None,
+    ):
         super().__init__()
         self.site = site
         where = {"dtype": site.dtype, "device": site.device}
-        self.gamma = nn.Parameter(torch.ones(site.rows, **where))
-        self.beta = nn.Parameter(torch.zeros(site.rows, **where)) if shift else None
+        gamma = torch.ones(site.rows, **where)
+        beta = torch.zeros(site.rows, **where)
+        if std:
+            gamma += normal((site.rows,), std, site, generator)
+            beta += normal((site.rows,), std, site, generator)
+        self.gamma = nn.Parameter(gamma)
+        self.beta = nn.Parameter(beta) if shift else None
 
     def forward(self, base: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if self._within(base) and not self._without_bias(base):
             return call_with(base, self.merged(base), self.site.name, args, kwargs)
-        return on_tensor(base(*args, **kwargs), self.act)
+        trailing = len(self.site.shape) - 2 if self.site.kind == "conv" else 0
+
+        def act(y: Tensor) -> Tensor:
+            return self.act(y, y.dim() - 2 if isinstance(base, OVER_CHANNELS) else trailing)
+
+        return on_tensor(base(*args, **kwargs), act)
 
     def _within(self, base: nn.Module) -> bool:
         """Whether more follows in the layer's call than what its weight and bias are in."""
@@ -43,19 +68,20 @@ class ScaleShift(nn.Module):
     def _without_bias(self, base: nn.Module) -> bool:
         return self.beta is not None and getattr(base, "bias", None) is None
 
-    def act(self, y: Tensor) -> Tensor:
-        """The scaled and shifted output."""
-        dims = len(self.site.shape) - 2 if self.site.kind == "conv" else 0
-        shape = (-1, *[1] * dims)
+    def act(self, y: Tensor, trailing: int = 0) -> Tensor:
+        """The scaled and shifted output, whose last axes, so many, are positions."""
+        shape = (-1, *[1] * trailing)
         y = y * self.gamma.to(y.dtype).view(shape)
         return y if self.beta is None else y + self.beta.to(y.dtype).view(shape)
 
     def merged(self, base: nn.Module) -> dict[str, Tensor]:
         site = self.site
-        if self._without_bias(base) and (bool(self.beta.any()) or self._within(base)):
+        lacks = self._without_bias(base)
+        nowhere = lacks and "bias" not in base._parameters
+        if (nowhere and bool(self.beta.any())) or (lacks and self._within(base)):
             raise TypeError(
-                f"layer {site.name!r} has no bias to merge the shift into; keep it adapted, or "
-                "build the layer with bias=True"
+                f"layer {site.name!r} has no bias to merge the shift into, and may not use one; "
+                "keep it adapted, or build the layer with bias=True"
             )
         old = frozen(base, site.parameter, site.name)
         if site.kind == "norm":
@@ -67,6 +93,8 @@ class ScaleShift(nn.Module):
             bias = frozen(base, "bias", site.name)
             moved = bias * self.gamma if self.beta is None else bias * self.gamma + self.beta
             new["bias"] = moved.to(bias.dtype)
+        elif lacks and not nowhere:
+            new["bias"] = self.beta.to(old.dtype)
         return new
 
 

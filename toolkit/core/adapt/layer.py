@@ -133,6 +133,8 @@ class Placed:
                 f"layer {self.name!r} cannot be merged, so none was: {error}"
             ) from error
         for key, value in new.items():
+            if base._parameters.get(key, value) is None:
+                continue  # a place for a bias, and nothing there: merging makes one
             old = frozen(base, key, self.name)
             refuse_weight(old, f"{self.name!r} ({type(base).__name__})")
             if value.shape != old.shape:

@@ -260,7 +260,7 @@ class Adapted:
         """Write the new weights into plain layers and take the adapters out.
 
         All new weights are computed before any is written, so one that cannot be formed leaves the
-        model as it was.
+        model as it was. A layer without a bias gets one if a method shifts what leaves it.
 
         Args:
             keep_original: keep the old weights (in this object) so that :meth:`unmerge` restores
@@ -299,8 +299,9 @@ class Adapted:
                 old = base._parameters[key]
                 if keep_original:
                     self._originals[f"{name}.{key}"] = old
+                trains = self._before.get(f"{name}.{placed.site.parameter}", False)
                 base._parameters[key] = nn.Parameter(
-                    value, requires_grad=self._before.get(f"{name}.{key}", False)
+                    value, requires_grad=self._before.get(f"{name}.{key}", trains)
                 )
             placed.put(base)
         self._restore_flags()

@@ -1,0 +1,1 @@
+"""What is measured about methods that insert something small into a frozen network."""
