@@ -58,6 +58,10 @@ EXAMPLES = {
     "parameters": (Train(), "*.bias"),
     "tokens": (Prompts(tokens=3), "blocks.?"),
     "several": (SEVERAL, None),
+    "nested": (
+        {"blocks.?": Houlsby(width=3, parallel=True), "*.output": LoRA(rank=2), "*.up": IA3()},
+        None,
+    ),
 }
 
 
@@ -116,7 +120,9 @@ def test_each_kind_starts_at_its_base_learns_saves_and_comes_off(key, tmp_path):
     assert not any(isinstance(m, AdaptedLayer) for m in model.modules())
 
 
-@pytest.mark.parametrize("key", [k for k in EXAMPLES if k not in ("parameters", "several")])
+@pytest.mark.parametrize(
+    "key", [k for k in EXAMPLES if k not in ("parameters", "several", "nested")]
+)
 def test_numbers_trained_are_those_of_the_formula(key):
     adapted = put(key, vit())
     for placed in adapted.sites.values():

@@ -229,19 +229,12 @@ def _refuse(
                 f"the model already carries a method (at {busy[id(layer)]!r}); merge() or unload() "
                 "it first"
             )
-    whole = [n for n, (_, layer) in chosen.items() if sites.kind_of(layer) is None]
     for name, (one, _) in chosen.items():
         parent = modules[name.rpartition(".")[0]]
         if not one.info.mergeable and isinstance(parent, READERS):
             raise TypeError(
                 f"layer {name!r} is read by {type(parent).__name__} and not called, so "
                 f"{one.info.title} would not act there; name the whole module in targets"
-            )
-        around = [n for n in whole if name.startswith(f"{n}.")]
-        if around:
-            raise ValueError(
-                f"targets: {name!r} lies inside {around[0]!r}, and both were matched; narrow the "
-                "patterns"
             )
 
 
