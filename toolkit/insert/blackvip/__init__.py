@@ -136,7 +136,7 @@ class BlackVIP(Declared):
             encoder: takes images (N, C, H, W), gives features (N, d_z); it stays as it is.
             mean, std: by which images are normalised, for the valid range of pixels.
             generator: of the directions; left out, every step needs them given.
-            at_once: most prompted images made and sent at one time; left out, some 8 million numbers.
+            at_once: most prompted images made and sent at one time; left out, 8 million numbers.
 
         Raises:
             ValueError: arguments that do not fit; the message names one and the remedy.

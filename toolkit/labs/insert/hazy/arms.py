@@ -39,8 +39,8 @@ TITLES = {
     "probe": "linear probe on answers",
     "nothing": "do nothing",
 }
-SHAPES = {"one": (8,) * 2, "two": (16,) * 2, "three": (24,) * 2}
-"""Coordinators that are once, twice and three times as wide."""
+SHAPES = {"one": (8,) * 2, "two": (16,) * 2, "three": (24, 16)}
+"""Three Coordinators, ever wider."""
 DIRECTIONS_SEEN = (1, 4, 16, 64)
 
 
