@@ -1,0 +1,1 @@
+"""A classifier of clean digits behind a counter, and hazy digits that it cannot read."""
