@@ -71,9 +71,7 @@ class ASTPrompts(Declared):
         kinds=("module",),
     )
 
-    def decided(
-        self, model: nn.Module, targets: Any, batches: Any, loss: Any, train: Any
-    ) -> Plan:
+    def decided(self, model: nn.Module, targets: Any, batches: Any, loss: Any, train: Any) -> Plan:
         """Which block gets tokens, and what becomes of them there.
 
         Raises:
@@ -125,8 +123,8 @@ class PromptLayer(TokenLayer):
             rest = [*args[1:], *(v for k, v in kwargs.items() if args or k != "hidden_states")]
             if any(isinstance(value, Tensor) for value in rest):
                 raise ValueError(
-                    f"block {self.site.name!r} is given more than its tokens, such as a mask, which "
-                    "would be one token too long; use drop=False"
+                    f"block {self.site.name!r} is given more than its tokens, such as a mask, "
+                    "which would be one token too long; use drop=False"
                 )
             if args:
                 args = (_without_second(args[0]), *args[1:])
