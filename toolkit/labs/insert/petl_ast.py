@@ -37,7 +37,7 @@ START = {
 
 def measure(runs: Runs, scale: Scale) -> None:
     """All experiments."""
-    blocks, where = two_blocks(scale.pick(ci=2, cpu=20, gpu=20)), {"scale": scale.name}
+    blocks, where = two_blocks(scale.pick(ci=4, cpu=20, gpu=20)), {"scale": scale.name}
     seeds, search = [seed for block in blocks for seed in block], search_seeds()
     idle = [{"arm": "nothing", "rate": 1.0, "seed": s, **where} for s in search]
     asis = runs.table("as it is", run, [{**job, "judged": "validation"} for job in idle])
