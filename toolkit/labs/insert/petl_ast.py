@@ -60,13 +60,14 @@ def measure(runs: Runs, scale: Scale) -> None:
     runs.table("few", run, jobs(FEW, seeds, few=scale.pick(ci=1, cpu=FEWER, gpu=FEWER)))
     runs.blocks("few", blocks)
     some = [seed for block in blocks for seed in block[: scale.pick(ci=1, cpu=3, gpu=3)]]
+    splits = scale.pick(ci=(0, 1), cpu=(0, 1, 2), gpu=(0, 1, 2))
     for budget in ("small", "large"):
         runs.table("budgets", run, jobs(FAMILIES, some, budget=budget))
     runs.table("code", run, jobs(("adapter",), some, start="redrawn"))
     runs.table("code", run, jobs(("conformer",), some, like="code"))
     runs.table("start", untrained, [
         {"arm": arm, "place": place, "seed": split, **where}
-        for arm in ("nothing", *PLACES) for place in ("mhsa", "ffn") for split in (0, 1, 2)
+        for arm in ("nothing", *PLACES) for place in ("mhsa", "ffn") for split in splits
     ])  # fmt: skip
     runs.table("alive", alive, [
         {"arm": start, "inner": "bottleneck", "seed": 0, **where}
@@ -206,7 +207,7 @@ def facts(found: Found) -> list[Fact]:
              bool(max(k.abs().max() for k in kept) < 1e-6 < min(b.abs().min() for b in broken)),
              float(min(b.abs().min() for b in broken)), "nats, smallest change of the others"),
         Fact("dead", "With both matrices at zero only the last bias ever moves.",
-             list(moved["zero"]) == ["up_bias"], len(moved["zero"]), "of 4 tensors moved"),
+             list(moved["zero"]) == ["at.ffn.up_bias"], len(moved["zero"]), "of 4 tensors moved"),
         Fact("alive", "With one of them at zero all four tensors move.",
              len(moved["identity"]) == 4, len(moved["identity"]), "of 4 tensors moved"),
     ]  # fmt: skip

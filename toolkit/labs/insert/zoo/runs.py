@@ -16,7 +16,7 @@ from toolkit.labs.beds import arms as bed
 from toolkit.labs.beds import speech
 from toolkit.labs.insert.zoo.arms import PLACES, part, trains_beside
 
-STEPS = {"ci": 4, "cpu": 40, "gpu": 40}
+STEPS = {"ci": 2, "cpu": 30, "gpu": 30}
 BATCH = 16
 
 
