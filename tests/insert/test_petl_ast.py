@@ -590,11 +590,15 @@ def test_torchs_own_encoder_layer_is_adapted():
     assert (fast - before).abs().max() > 1e-3
 
 
-def test_half_precision_and_compilation():
+def test_half_precision():
     model = sounds().to(torch.bfloat16)
     adapted = shaken(drawn(model, ASTAdapter("conformer", 4, kernel=3)))
     assert model(X.to(torch.bfloat16)).dtype == torch.bfloat16
     assert {p.dtype for p in adapted.parameters()} == {torch.float32}
+
+
+@pytest.mark.weekly
+def test_compiled():
     model = sounds()
     shaken(drawn(model, ASTAdapter("bottleneck", 4)))
     want = model(X)
