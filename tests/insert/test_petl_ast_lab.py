@@ -26,7 +26,7 @@ def trained(arm: str, budget: str) -> int:
 @pytest.mark.parametrize("budget", arms.BUDGETS)
 def test_families_train_about_as_many_numbers(budget):
     counts = [trained(arm, budget) for arm in (*arms.FAMILIES, "at attention")]
-    assert max(counts) < 1.12 * min(counts), counts
+    assert max(counts) < 1.16 * min(counts), counts
 
 
 def test_the_judged_arms_are_equal_within_four_per_cent():

@@ -95,7 +95,7 @@ class ASTPrompts(Declared):
         for name in blocks:
             first, last = name == every[0], name == every[-1]
             here = "only" if first and last else "first" if first else "last" if last else "inner"
-            one = dataclasses.replace(self, after=after, here=here)
+            one = dataclasses.replace(self, after=after, here=here)  # type: ignore[arg-type]
             made.setdefault(one, []).append(name)
         return Plan(made)
 

@@ -75,7 +75,9 @@ def part(arm: str, scale: str, budget: str = "middle", **changes: Any) -> Part |
         return Part(ASTPrompts(tokens=size, **changes))
     changes |= {"inner": "conformer" if arm == "conformer" else "bottleneck"}
     changes |= {"place": "mhsa" if arm == "at attention" else "ffn"}
-    return Part(ASTAdapter(reduction=size, **PLACES.get(arm, {}), **changes))
+    return Part(
+        ASTAdapter(reduction=size, **PLACES.get(arm, {}), **changes)  # type: ignore[arg-type]
+    )
 
 
 def trains_beside(network: nn.Module, arm: str, made: Part | None) -> tuple[str, ...]:

@@ -84,7 +84,7 @@ def untrained(arm: str, place: str, seed: int, scale: str) -> dict[str, Any]:
         method = ASTAdapter(
             "bottleneck",
             size.method.reduction,
-            place=place,
+            place=place,  # type: ignore[arg-type]
             **PLACES[arm],  # type: ignore[arg-type]
         )
         adapt(network, method, generator=generator(seed, "init"))
