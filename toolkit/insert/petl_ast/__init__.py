@@ -88,7 +88,7 @@ class ASTAdapter(InBlocks, Declared):
         acts_on="what leaves attention or feed-forward, in each block",
         count=r"2bm + b + m",
         inference="a small network in each block",
-        colour="#882255",
+        colour="#CC3311",
         mergeable=False,
         kinds=("module",),
     )
