@@ -144,13 +144,13 @@ def assess(
             failures.append(_unreadable(source.chapter, error))
             continue
         if tell:
-            _to_tell(task)
+            _to_tell(task, scale)
         elif measure:
             _to_record(task, scale, force)
-            if task.scale != task.parts["scale"]:
-                task.parts = key.parts(source, project, task.scale, tracer(task.scale), data)
         else:
             _to_build(task)
+        if task.scale != task.parts["scale"]:
+            task.parts = key.parts(source, project, task.scale, tracer(task.scale), data)
         tasks.append(task)
     return tasks, failures
 
@@ -240,12 +240,20 @@ def _to_record(task: Task, scale: str | None, force: bool) -> None:
         task.note = f"the page is fresh at the larger scale {held}; --force replaces it"
 
 
-def _to_tell(task: Task) -> None:
-    """Tell a lab's page over the results that there are."""
-    if task.chapter.lab and task.chapter.results(task.scale).is_file():
-        task.action = "tell"
+def _to_tell(task: Task, scale: str | None) -> None:
+    """Tell a lab's page over the results that there are, of the largest scale if none is named.
+
+    A page has results of one scale, and those of others go when it is told; a larger one's were
+    dear, so they are not given up for a smaller one's.
+    """
+    measured = _measured(task.chapter)
+    wanted, order = scale or measured or task.scale, SCALES.index
+    if not task.chapter.lab or not task.chapter.results(wanted).is_file():
+        task.note = f"nothing was measured at {wanted} that could be told"
+    elif measured and order(measured) > order(wanted):
+        task.note = f"it was measured at the larger scale {measured}; tell that"
     else:
-        task.note = f"nothing was measured at {task.scale} that could be told"
+        task.action, task.scale = "tell", wanted
 
 
 def mark(task: Task) -> str:
