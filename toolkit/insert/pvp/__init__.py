@@ -4,8 +4,8 @@ The backbone :math:`\Theta` stays frozen throughout. Stage 1 trains modules :mat
 low-rank factors, once on a large labelled source; stage 2 starts every task from them, with a head
 :math:`\psi` of its own:
 
-.. math:: \phi_{pre},\psi_s = \arg\min_{\phi,\psi} E_{(x,y)\sim D_s} L(h_\psi(f_{\Theta,\phi}(x)), y),
-    \qquad \phi_0 = \phi_{pre}
+.. math:: \phi_{pre},\psi_s = \arg\min_{\phi,\psi}
+    E_{(x,y)\sim D_s} L(h_\psi(f_{\Theta,\phi}(x)), y), \qquad \phi_0 = \phi_{pre}
 
 The class below is the prompts alone; the two stages work for the modules of any method::
 
@@ -101,9 +101,7 @@ class PVP(Declared):
         r"""v of the uniform start on [-v, v]: :math:`\sqrt{6 / (c s^2 + d)}`, with d the width."""
         return math.sqrt(6 / (self.channels * self.patch**2 + width))
 
-    def decided(
-        self, model: Any, targets: Any, batches: Any, loss: Any, train: Any
-    ) -> Plan | None:
+    def decided(self, model: Any, targets: Any, batches: Any, loss: Any, train: Any) -> Plan | None:
         """The blocks, where ``targets`` is left out; and the refusal of what reads no tokens."""
         return decide(self, model, targets)
 

@@ -92,7 +92,9 @@ class Modules:
         elif metadata.get("format") == MODULES:
             try:
                 known = json.loads(metadata["methods"])
-                methods = {place: (str(name), dict(given)) for place, (name, given) in known.items()}
+                methods = {
+                    place: (str(name), dict(given)) for place, (name, given) in known.items()
+                }
             except (KeyError, AttributeError, TypeError, ValueError) as error:
                 raise ValueError(f"{path}: its facts cannot be read ({error})") from error
         else:
@@ -176,9 +178,7 @@ def _refuse_other_places(where: str, found: Modules, own: Modules) -> None:
         )
 
 
-def _refuse_other_method(
-    where: str, place: str, found: Modules, own: Modules, method: Any
-) -> None:
+def _refuse_other_method(where: str, place: str, found: Modules, own: Modules, method: Any) -> None:
     (name, given), (ours, here) = found.methods[place], own.methods[place]
     shapes = f"{_shapes(found.tensors[place])} there, {_shapes(own.tensors[place])} here"
     if name != ours:
