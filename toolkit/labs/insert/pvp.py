@@ -124,7 +124,7 @@ def measure(runs: Runs, scale: Scale) -> None:
                              "head_rate": heads[arm, shots], **where})  # fmt: skip
     runs.table("shots", functions, jobs)
     # of one block, whose modules of stage 1 are there
-    some = scale.pick(ci=seeds[:2], cpu=seeds[10:18], gpu=seeds[20:])
+    some = scale.pick(ci=seeds[:2], cpu=seeds[10:16], gpu=seeds[20:])
     runs.table("stage 1", stage_run, [
         {"kind": kind, "shuffled": shuffled, "stage": world.stage_of(some[0], name), **where}
         for kind, shuffled in (("prompts", False), ("prompts", True), ("factors", False),
