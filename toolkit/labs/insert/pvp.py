@@ -123,28 +123,29 @@ def measure(runs: Runs, scale: Scale) -> None:
                 jobs.append({"arm": arm, "shots": shots, **more, "seed": seed,
                              "head_rate": heads[arm, shots], **where})  # fmt: skip
     runs.table("shots", functions, jobs)
-    # of one block, whose modules of stage 1 are there
-    some = scale.pick(ci=seeds[:2], cpu=seeds[10:16], gpu=seeds[20:])
-    runs.table("stage 1", stage_run, [
-        {"kind": kind, "shuffled": shuffled, "stage": world.stage_of(some[0], name), **where}
-        for kind, shuffled in (("prompts", False), ("prompts", True), ("factors", False),
-                               ("all", False))
-    ])  # fmt: skip
-    runs.table("attention", attention_run, [
-        {"arm": arm, "seed": seed, **where} for arm in ("random", "pvp", "shuffled")
-        for seed in some
-    ])  # fmt: skip
+    some = scale.pick(ci=seeds[:1] + seeds[2:3], cpu=seeds[:4] + seeds[10:14], gpu=seeds)
     runs.table("between", between_run, [
         {"arm": "pvp", "shots": shots, "rate": rates["pvp", shots], "seed": seed, "t": t,
          "head_rate": heads["pvp", shots], **where}
         for shots in between_shots(name) for t in SHARES for seed in some
     ])  # fmt: skip
+    runs.table("stage 1", stage_run, [
+        {"kind": kind, "shuffled": shuffled, "stage": stage, **where}
+        for kind, shuffled in (("prompts", False), ("prompts", True), ("factors", False),
+                               ("all", False))
+        for stage in stages
+    ])  # fmt: skip
+    runs.table("attention", attention_run, [
+        {"arm": arm, "seed": seed, **where} for arm in ("random", "pvp", "shuffled")
+        for seed in some
+    ])  # fmt: skip
     most = SHOTS["ci" if name == "ci" else "cpu"][-1]
     runs.table("longer", longer_run, [
         {"arm": arm, "shots": most, "rate": rates[arm, most], "head_rate": heads[arm, most],
          "seed": seed, "times": TIMES, **where}
-        for arm in ("random", "pvp") for seed in some
+        for arm in ("random", "pvp") for seed in scale.pick(ci=seeds[:2], cpu=seeds[10:16], gpu=seeds)
     ])  # fmt: skip
+    stages = scale.pick(ci=(0,), cpu=(0, 1, 2), gpu=(0, 1, 2))
 
 
 def shots_of(arm: str, scale: str) -> tuple[int, ...]:
@@ -159,7 +160,7 @@ def shots_of(arm: str, scale: str) -> tuple[int, ...]:
 
 def between_shots(scale: str) -> tuple[int, ...]:
     """Images of a class at which starts in between are measured."""
-    return SHOTS["ci"][:2] if scale == "ci" else (1, 16)
+    return SHOTS["ci"][:2] if scale == "ci" else (1, 4, 16)
 
 
 POINTS = (-100.0, 100.0)
