@@ -129,6 +129,7 @@ def measure(runs: Runs, scale: Scale) -> None:
          "head_rate": heads["pvp", shots], **where}
         for shots in between_shots(name) for t in SHARES for seed in some
     ])  # fmt: skip
+    stages = scale.pick(ci=(0,), cpu=(0, 1, 2), gpu=(0, 1, 2))
     runs.table("stage 1", stage_run, [
         {"kind": kind, "shuffled": shuffled, "stage": stage, **where}
         for kind, shuffled in (("prompts", False), ("prompts", True), ("factors", False),
@@ -143,9 +144,9 @@ def measure(runs: Runs, scale: Scale) -> None:
     runs.table("longer", longer_run, [
         {"arm": arm, "shots": most, "rate": rates[arm, most], "head_rate": heads[arm, most],
          "seed": seed, "times": TIMES, **where}
-        for arm in ("random", "pvp") for seed in scale.pick(ci=seeds[:2], cpu=seeds[10:16], gpu=seeds)
+        for arm in ("random", "pvp")
+        for seed in scale.pick(ci=seeds[:2], cpu=seeds[10:16], gpu=seeds)
     ])  # fmt: skip
-    stages = scale.pick(ci=(0,), cpu=(0, 1, 2), gpu=(0, 1, 2))
 
 
 def shots_of(arm: str, scale: str) -> tuple[int, ...]:
