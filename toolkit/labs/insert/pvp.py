@@ -18,7 +18,7 @@ from toolkit.core.runs.measure import Runs
 from toolkit.core.scale import Scale
 from toolkit.core.seeds import generator
 from toolkit.insert.pvp import few_shot
-from toolkit.labs.insert.transfer import world
+from toolkit.labs.insert.transfer import longer, world
 from toolkit.labs.insert.transfer.attention import mass
 from toolkit.labs.lab import Found, Lab, search_seeds, two_blocks
 
@@ -29,6 +29,8 @@ REGIMES = {1: (1, 2), 8: (4, 8, 16)}
 LORA_SHOTS = (1, 16)
 SHARES = (0.25, 0.5, 0.75)
 """t of the starts between random and pre-trained."""
+TIMES = 4
+"""Steps of the longer runs at most shots, as a multiple."""
 MODULES = ("random", "pvp", "shuffled", "lora", "lora pvp")
 HEAD_START = 8e-2
 STARTS = {"random": 3.2e-2, "pvp": 3.2e-2, "shuffled": 3.2e-2, "lora": 8e-3, "lora pvp": 8e-3}
@@ -55,6 +57,14 @@ def between_run(
     """The same from a start between random and pre-trained."""
     torch.set_num_threads(1)
     return world.learn(arm, shots, rate, head_rate, seed, scale, t)
+
+
+def longer_run(
+    arm: str, shots: int, rate: float, head_rate: float, seed: int, scale: str, times: int
+) -> dict[str, Any]:
+    """The same for several times the steps, with the rates of the shorter run."""
+    torch.set_num_threads(1)
+    return longer.course(arm, shots, rate, head_rate, seed, scale, times)
 
 
 def stage_run(kind: str, shuffled: bool, stage: int, scale: str) -> dict[str, Any]:
@@ -129,6 +139,13 @@ def measure(runs: Runs, scale: Scale) -> None:
     runs.table("attention", attention_run, [
         {"arm": arm, "seed": seed, **where} for arm in ("random", "pvp", "shuffled")
         for seed in some
+    ])  # fmt: skip
+    most = SHOTS["ci" if name == "ci" else "cpu"][-1]
+    runs.table("longer", longer_run, [
+        {"arm": arm, "shots": most, "rate": rates[arm, most], "head_rate": heads[arm, most],
+         "seed": seed, "times": TIMES, **where}
+        for arm in ("random", "pvp")
+        for seed in scale.pick(ci=seeds[:2], cpu=seeds[10:16], gpu=seeds)
     ])  # fmt: skip
 
 
