@@ -24,6 +24,7 @@ MAKERS: dict[str, tuple[str, dict[str, Any]]] = {
     "images_vit": ("images", {"net": "vit"}),
     "images_cnn": ("images", {"net": "cnn"}),
     "images_vit_known": ("new_classes", {}),
+    "images_vit_masked": ("masked", {}),
     "speech_0": ("speech", {"split": 0}),
     "speech_1": ("speech", {"split": 1}),
     "speech_2": ("speech", {"split": 2}),
@@ -39,6 +40,10 @@ SOURCES = {
         "CC BY-SA 3.0",
     ),
     "new_classes": ("MNIST, the digits 0 to 4 of the first 55,000 training images", "CC BY-SA 3.0"),
+    "masked": (
+        "MNIST, the first 55,000 training images as `data.load` orders them, without labels",
+        "CC BY-SA 3.0",
+    ),
     "denoiser": (
         "MNIST, the first 55,000 training images as `data.load` orders them",
         "CC BY-SA 3.0",
