@@ -26,7 +26,7 @@ from toolkit.labs.lab import Found, Lab, search_seeds, two_blocks
 
 SHOTS = (4, 16, 64)
 """Images per class."""
-TEST = 5000
+TEST = 2500
 """Test images of MNIST that every run is judged on."""
 WALK = tuple(round(0.25 * k, 2) for k in range(7))
 """Shares of the way from (1, 0) to the learned pairs."""
