@@ -116,6 +116,9 @@ def test_a_batch_norm_in_training_takes_away_what_the_pair_before_it_did():
 @pytest.mark.parametrize("bias", [True, False])
 def test_fused_query_key_value_is_one_pair_of_three_widths(bias):
     layer = nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True, bias=bias).to(DOUBLE)
+    if bias:
+        with torch.no_grad():
+            layer.self_attn.in_proj_bias += drawn(24, seed=7)  # which starts at 0
     model = nn.Sequential(layer).eval()
     x, plain = drawn(2, 5, 8), copy.deepcopy(model)
     adapted = adapt(model, SSF(), places(model, head=[]))
