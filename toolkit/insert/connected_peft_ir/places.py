@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -54,9 +55,7 @@ def planned(method: Any, model: nn.Module, targets: Any) -> Plan:
     places: dict[str, Any] = {}
     for stack in stacks(blocks):
         for number, block in enumerate(stack):
-            aside = Aside(
-                rank=method.rank, features=block.width, act=method.act, std=method.std
-            )
+            aside = Aside(rank=method.rank, features=block.width, act=method.act, std=method.std)
             if method.variant == "layer":
                 places[block.name] = aside
             elif method.variant == "stream":
@@ -109,8 +108,6 @@ def _order(number: int, count: int) -> str:
 
 
 def _changed(aside: Aside, **fields: Any) -> Aside:
-    import dataclasses
-
     return dataclasses.replace(aside, **fields)
 
 
@@ -168,6 +165,6 @@ def _no_place(block: Block, what: str, remedy: str) -> ValueError:
     return ValueError(
         f"block {block.name!r} ({type(block.module).__name__}) has no place for {what}: recognised "
         f"are attention {list(block.attention) or 'none'}, feed-forward "
-        f"{list(block.feed_forward) or 'none'}, norms {len(block.norms)}; use {remedy}, or say where "
-        "the parts are with targets=Anatomy.by_hand(...)"
+        f"{list(block.feed_forward) or 'none'}, norms {len(block.norms)}; use {remedy}, or say "
+        "where the parts are with targets=Anatomy.by_hand(...)"
     )
