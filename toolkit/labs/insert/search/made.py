@@ -87,13 +87,18 @@ def step_loss(model: world.Encoder, seen: world.Pairs) -> Tensor:
 
 
 @torch.no_grad()
-def judged(model: world.Encoder, held: world.Pairs) -> dict[str, float]:
-    """Mean loss in nats over held-out queries against all their documents; nDCG@10 and MRR@10 in
-    per cent, of the documents that hold all that is asked."""
+def lost(model: world.Encoder, held: world.Pairs) -> float:
+    """Mean loss in nats of held-out queries against all their documents."""
     queries, documents = vectors(model, held)
-    loss = info_nce(queries, documents, relevant=held.relevant, temperature=1 / SHARP)
+    return info_nce(queries, documents, relevant=held.relevant, temperature=1 / SHARP).item()
+
+
+@torch.no_grad()
+def judged(model: world.Encoder, held: world.Pairs) -> dict[str, float]:
+    """The loss, and nDCG@10 and MRR@10 in per cent of the documents that hold all that is asked."""
+    queries, documents = vectors(model, held)
     found = measured(queries @ documents.T, held.relevant)
-    return {"loss": loss.item()} | {
+    return {"loss": lost(model, held)} | {
         name: 100 * found[name].mean().item() for name in ("ndcg", "mrr")
     }
 
@@ -115,7 +120,7 @@ def tuned(
         rank: of asides.
 
     Returns:
-        ``loss``, ``ndcg``, ``mrr``, ``trained``; with "test" ``early`` (the loss after half) and
+        ``loss``, ``trained``; with "test" ``ndcg``, ``mrr``, ``early`` (the loss after half) and
         ``curve``.
     """
     this = world.size(scale)
@@ -128,9 +133,9 @@ def tuned(
         optimizer, draws = optimise(parameters, rate), generator(seed, "pairs")
         for step in range(this.steps):
             if part == "test" and step % EVERY == 0:
-                curve.append(judged(model, near)["loss"])
+                curve.append(lost(model, near))
             if part == "test" and step == this.steps // 2:
-                record["early"] = judged(model, held)["loss"]
+                record["early"] = lost(model, held)
             set_rate(optimizer, rate * warm(step, this.steps) * rates.cosine(step, this.steps))
             optimizer.zero_grad()
             loss = step_loss(model, world.pairs(this.batch, draws))
@@ -139,8 +144,10 @@ def tuned(
             loss.backward()
             optimizer.step()
         if part == "test":
-            record["curve"] = [*curve, judged(model, near)["loss"]]
-    return record | judged(model, near if part == "validation" else held)
+            record["curve"] = [*curve, lost(model, near)]
+    if part == "test":
+        return record | judged(model, held)
+    return record | {"loss": lost(model, near if part == "validation" else held)}
 
 
 def turned(
