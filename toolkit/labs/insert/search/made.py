@@ -87,19 +87,14 @@ def step_loss(model: world.Encoder, seen: world.Pairs) -> Tensor:
 
 
 @torch.no_grad()
-def lost(model: world.Encoder, held: world.Pairs) -> float:
-    """Mean loss in nats of held-out queries against all their documents."""
+def judged(model: world.Encoder, held: world.Pairs, rank: bool = True) -> dict[str, float]:
+    """Mean loss in nats of held-out queries against all their documents; if asked for, nDCG@10 and
+    MRR@10 in per cent, of the documents that hold all that is asked."""
     queries, documents = vectors(model, held)
-    return info_nce(queries, documents, relevant=held.relevant, temperature=1 / SHARP).item()
-
-
-@torch.no_grad()
-def judged(model: world.Encoder, held: world.Pairs) -> dict[str, float]:
-    """The loss, and nDCG@10 and MRR@10 in per cent of the documents that hold all that is asked."""
-    queries, documents = vectors(model, held)
-    found = measured(queries @ documents.T, held.relevant)
-    return {"loss": lost(model, held)} | {
-        name: 100 * found[name].mean().item() for name in ("ndcg", "mrr")
+    loss = info_nce(queries, documents, relevant=held.relevant, temperature=1 / SHARP)
+    found = measured(queries @ documents.T, held.relevant) if rank else {}
+    return {"loss": loss.item()} | {
+        name: 100 * found[name].mean().item() for name in ("ndcg", "mrr") if rank
     }
 
 
@@ -133,9 +128,9 @@ def tuned(
         optimizer, draws = optimise(parameters, rate), generator(seed, "pairs")
         for step in range(this.steps):
             if part == "test" and step % EVERY == 0:
-                curve.append(lost(model, near))
+                curve.append(judged(model, near, rank=False)["loss"])
             if part == "test" and step == this.steps // 2:
-                record["early"] = lost(model, held)
+                record["early"] = judged(model, held, rank=False)["loss"]
             set_rate(optimizer, rate * warm(step, this.steps) * rates.cosine(step, this.steps))
             optimizer.zero_grad()
             loss = step_loss(model, world.pairs(this.batch, draws))
@@ -144,10 +139,8 @@ def tuned(
             loss.backward()
             optimizer.step()
         if part == "test":
-            record["curve"] = [*curve, lost(model, near)]
-    if part == "test":
-        return record | judged(model, held)
-    return record | {"loss": lost(model, near if part == "validation" else held)}
+            record["curve"] = [*curve, judged(model, near, rank=False)["loss"]]
+    return record | judged(model, near if part == "validation" else held, rank=part == "test")
 
 
 def turned(
