@@ -93,9 +93,7 @@ class Connected(Declared):
         """Hidden units of an inside adapter."""
         return self.rank if self.inside_rank is None else self.inside_rank
 
-    def decided(
-        self, model: nn.Module, targets: Any, batches: Any, loss: Any, train: Any
-    ) -> Plan:
+    def decided(self, model: nn.Module, targets: Any, batches: Any, loss: Any, train: Any) -> Plan:
         """Which module goes where in this model, as :func:`toolkit.adapt` asks for it.
 
         Raises:

@@ -54,9 +54,7 @@ def planned(method: Any, model: nn.Module, targets: Any) -> Plan:
     places: dict[str, Any] = {}
     for stack in stacks(blocks):
         for number, block in enumerate(stack):
-            aside = Aside(
-                rank=method.rank, features=block.width, act=method.act, std=method.std
-            )
+            aside = Aside(rank=method.rank, features=block.width, act=method.act, std=method.std)
             if method.variant == "layer":
                 places[block.name] = aside
             elif method.variant == "stream":

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from toolkit.core.adapt.sites import Site
 from toolkit.insert.petl_ast import inner
 from toolkit.insert.petl_ast.places import (
+    Plan,
     Sublayer,
     acting,
     asked,
     check_places,
     chosen,
-    Plan,
     refuse_recomputing,
     sublayers,
 )
@@ -85,9 +85,7 @@ class AroundBlock(nn.Module):
 class InBlocks:
     """What adapters and mixtures share: they act on the blocks that targets name, all by default."""
 
-    def decided(
-        self, model: nn.Module, targets: Any, batches: Any, loss: Any, train: Any
-    ) -> Plan:
+    def decided(self, model: nn.Module, targets: Any, batches: Any, loss: Any, train: Any) -> Plan:
         """Where :func:`toolkit.adapt` puts this.
 
         Raises:

@@ -24,7 +24,7 @@ from toolkit.core.declare.fields import BelowOne, Declared, Like, Range
 from toolkit.core.declare.info import Info
 from toolkit.insert.petl_ast import inner as inners
 from toolkit.insert.petl_ast.around import AroundBlock, InBlocks
-from toolkit.insert.petl_ast.places import acting, asked, sublayers
+from toolkit.insert.petl_ast.places import acting, asked
 
 
 @dataclass(frozen=True)

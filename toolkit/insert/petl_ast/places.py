@@ -151,8 +151,11 @@ def beside(model: nn.Module, method: Any = None, head: bool = True) -> Names:
 
 @contextlib.contextmanager
 def acting(
-    block: nn.Module, sublayer: Sublayer, name: str,
-    read: Callable[[Tensor], Tensor | None], write: Callable[[Tensor], Tensor],
+    block: nn.Module,
+    sublayer: Sublayer,
+    name: str,
+    read: Callable[[Tensor], Tensor | None],
+    write: Callable[[Tensor], Tensor],
 ) -> Iterator[None]:
     """For one call: ``read`` sees what a sub-layer reads and may change it, ``write`` what leaves.
 

@@ -75,9 +75,7 @@ class ASTPrefix(Declared):
                 "even number"
             )
 
-    def decided(
-        self, model: nn.Module, targets: Any, batches: Any, loss: Any, train: Any
-    ) -> Plan:
+    def decided(self, model: nn.Module, targets: Any, batches: Any, loss: Any, train: Any) -> Plan:
         """The attentions of the blocks that targets name.
 
         Raises:

@@ -71,9 +71,7 @@ class ASTPrompts(Declared):
         kinds=("module",),
     )
 
-    def decided(
-        self, model: nn.Module, targets: Any, batches: Any, loss: Any, train: Any
-    ) -> Plan:
+    def decided(self, model: nn.Module, targets: Any, batches: Any, loss: Any, train: Any) -> Plan:
         """Which block gets tokens, and what becomes of them there.
 
         Raises:
