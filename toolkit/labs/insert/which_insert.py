@@ -1,8 +1,8 @@
 """What is measured on *Beside, before or between?*: kinds of insertion at equal counts.
 
 Turned MNIST: the bed's small ViT, which reads upright digits. Two budgets of trained numbers beside
-the head's; runs are short, and rates fall along half a cosine. Two arms stay outside the network and
-learn from its answers.
+the head's; runs are short, and rates fall along half a cosine. Two arms stay outside the network
+and learn from its answers.
 """
 
 from __future__ import annotations
@@ -77,8 +77,8 @@ CLAIMS = (
     Claim(
         "adapters", "Adapters beside the layers gain more than as many numbers in tokens.",
         whose="paper", unit="points", margin=10.0, reason=TENTH,
-        quantity=f"{SHARE}, the adapter that validation prefers minus the prompts or prefix that it "
-        "prefers",
+        quantity=f"{SHARE}, the adapter that validation prefers minus the prompts or prefix "
+        "that it prefers",
         conditions=(MANY, FEW),
     ),
     Claim(

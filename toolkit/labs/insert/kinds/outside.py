@@ -18,7 +18,8 @@ STEPS = 200
 def run(arm: str, rate: float, seed: int, scale: str, part: str) -> dict[str, Any]:
     """What learns from answers alone, starting as nothing; Adam on all examples at once.
 
-    "map" is a linear map of the log-probabilities, "pair" a scale and a shift for each class. It asks once for each image: the seed's turned images, as in the arms inside.
+    "map" is a linear map of the log-probabilities, "pair" a scale and a shift for each class. Either
+    asks once for each image: the seed's turned images, as in the arms inside.
 
     Returns:
         ``loss`` (nats) and ``accuracy`` (%) on the part, and ``trained`` numbers.
@@ -44,9 +45,5 @@ def run(arm: str, rate: float, seed: int, scale: str, part: str) -> dict[str, An
     turned, labels = getattr(every, part)
     with torch.no_grad():
         said = mapped(arms.scores(network, images.shifted(turned, SHIFT)).log_softmax(1))
-    found = arms.judged(said, labels)
-    return {
-        "loss": found["loss"],
-        "accuracy": found["accuracy"],
-        "trained": weight.numel() + bias.numel(),
-    }
+    found, trained = arms.judged(said, labels), weight.numel() + bias.numel()
+    return {"loss": found["loss"], "accuracy": found["accuracy"], "trained": trained}
