@@ -1,4 +1,4 @@
-"""What stands between the layers: training steps beside peft's nearest relatives, and inference.
+"""What stands between layers: training steps beside peft's nearest relatives, and inference.
 
 On a small ViT of transformers and on MiniLM: (IA)^3 beside SSF, prompt and prefix tuning beside
 prompts and prefixes, LoRA of as many numbers beside adapters, which peft has not. SSF merged beside
@@ -9,12 +9,15 @@ a ViT-small on one image.
 from __future__ import annotations
 
 import copy
+import datetime
+import time
 from collections.abc import Callable
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import torch
+from toolkit.insert.blackvip import BlackBox, Coordinator
 from torch import Tensor, nn
 
 from benchmarks.adapters import Arm, make_batch, network
@@ -22,10 +25,12 @@ from benchmarks.rows import each, log
 from benchmarks.timing import alternate, compare, emit
 from toolkit import SSF, BlackVIP, Connected, adapt
 from toolkit.core.nets.anatomy import anatomy
-from toolkit.insert.blackvip import BlackBox, Coordinator
+from toolkit.core.runs.provenance import processor
 from toolkit.insert.petl_ast import ASTAdapter
 from toolkit.insert.petl_ast.prefix import ASTPrefix
 from toolkit.insert.petl_ast.prompts import ASTPrompts
+from toolkit.labs.beds import images
+from toolkit.labs.insert.kinds.arms import KINDS, dressed
 
 TOKENS, WIDTH = 16, 8
 CPU = torch.device("cpu")
@@ -177,6 +182,45 @@ def queries(rounds: int, facts: dict) -> None:
     emit(row | {"share": round(row["ours"] / row["peer"], 4)})
 
 
+@torch.no_grad()
+def page(rounds: int, facts: dict) -> None:
+    """Inference of every arm of *Beside, before or between?*, on its network: ratio = base / ours.
+
+    Processor time, which counts little of what else the machine does. Kept in
+    ``book/results/times/insert.jsonl``; no claim rests on it.
+    """
+    digits = torch.rand(500, 28, 28)
+
+    def seconds(model: nn.Module) -> float:
+        start = time.process_time()
+        model(digits)
+        return time.process_time() - start
+
+    models = {("none", "base", False): images.network("vit", "cpu").eval()}
+    for budget, kinds in KINDS.items():
+        for arm, kind in kinds.items():
+            for merged in (False, True) if kind.merges else (False,):
+                model = images.network("vit", "cpu").eval()
+                made = dressed(budget, arm, model)
+                adapted = adapt(model, made.method, made.targets)
+                if merged:
+                    adapted.merge()
+                models[budget, arm, merged] = model
+    times: dict[Any, list[float]] = {key: [] for key in models}
+    keys = list(models)
+    for i in range(1 + rounds):
+        turn = i % len(keys)
+        for key in keys[turn:] + keys[:turn]:
+            took = seconds(models[key])
+            if i:
+                times[key].append(took)
+    for budget, arm, merged in keys[1:]:
+        key = budget, arm, merged
+        title = f"page/{arm}, {budget}{', merged' if merged else ''}/inference/cpu"
+        row = {"budget": budget, "arm": arm, "merged": merged}
+        emit(compare(title, times[key], times[keys[0]], "ms", **row, **facts))
+
+
 def main(rounds: int = 15, threads: int = 2) -> None:
     """Print one JSON line per comparison."""
     import peft
@@ -184,8 +228,11 @@ def main(rounds: int = 15, threads: int = 2) -> None:
 
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    facts = {"threads": threads, "torch": torch.__version__, "peft": peft.__version__,
-             "transformers": transformers.__version__}  # fmt: skip
+    day = datetime.datetime.now(datetime.UTC).date().isoformat()
+    facts = {
+        "threads": threads, "day": day, "processor": processor("cpu"), "torch": torch.__version__,
+        "peft": peft.__version__, "transformers": transformers.__version__,
+    }  # fmt: skip
     base, batch = vit()
     with log.attempt("inference"):
         inference(base, batch, rounds, facts)
@@ -196,6 +243,8 @@ def main(rounds: int = 15, threads: int = 2) -> None:
         steps(bert, make_batch(16, 64, "cpu"), "bert", rounds, facts | {"weights": weights})
     with log.attempt("queries"):
         queries(rounds, facts)
+    with log.attempt("page"):
+        page(rounds, facts)
 
 
 if __name__ == "__main__":
