@@ -18,7 +18,7 @@ STEPS = 200
 def run(arm: str, rate: float, seed: int, scale: str, part: str) -> dict[str, Any]:
     """What learns from answers alone, starting as nothing; Adam on all examples at once.
 
-    "map" is a linear map of the log-probabilities, "pair" a scale and a shift for each class. Either
+    "map" is a linear map of the log-probabilities, "pair" a scale and a shift for each class. It
     asks once for each image: the seed's turned images, as in the arms inside.
 
     Returns:
