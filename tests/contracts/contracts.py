@@ -103,6 +103,8 @@ def merged_equals_unmerged(case: Case) -> None:
     x, base = case.input(9, DOUBLE), case.base(DOUBLE)
     weights = {n: s.layer.base for n, s in adapted.sites.items()}
     old = {n: snapshot(layer) for n, layer in weights.items()}
+    # a shift may give a layer the bias that it has a place for
+    empty = {f"{n}.{k}" for n, m in weights.items() for k, p in m._parameters.items() if p is None}
     with torch.no_grad():
         before = adapted.model(x)
         assert not torch.equal(before, base(x)), "three steps of training changed no output"
@@ -111,7 +113,8 @@ def merged_equals_unmerged(case: Case) -> None:
             model = adapted.merge()
         close(model(x), before, 1e-12, "merged output")
         assert not any(isinstance(m, AdaptedLayer) for m in model.modules()), "an adapter stayed"
-        assert [(n, p.shape, p.dtype) for n, p in model.state_dict().items()] == [
+        after = [(n, p.shape, p.dtype) for n, p in model.state_dict().items()]
+        assert [one for one in after if one[0] not in empty] == [
             (n, p.shape, p.dtype) for n, p in base.state_dict().items()
         ], "merging changed names, shapes or dtypes"
         assert all(p.is_contiguous() for p in model.parameters()), "merged weights are views"

@@ -2,18 +2,19 @@ r"""SSF: a scale and a shift for every channel, after each linear operation of a
 
 .. math:: y' = \gamma\odot y + \beta, \qquad \gamma\text{ starts at }1,\ \beta\text{ at }0
 
-``y`` is what an operation gives, with c channels; :math:`\gamma,\beta` have shape (c,) and act along
-the channel axis: the last of tokens (batch, tokens, c), axis 1 of images (batch, c, height, width).
-Trained with the head, all else frozen. The operation before is linear, so a pair is folded into it:
+``y`` is what an operation gives, with c channels; :math:`\gamma,\beta` have shape (c,) and act
+along the channel axis: the last of tokens (batch, tokens, c), axis 1 of images (batch, c, height,
+width). Trained with the head, all else frozen. The operation before is linear, so a pair is folded
+into it:
 
 .. math:: W' = \mathrm{diag}(\gamma)\,W,\qquad b' = \gamma\odot b + \beta
 
-with W the rows of a linear layer, the kernels of a convolution or the weight of a norm. Two pairs in
-a row are one: :meth:`Pair.after`. :func:`places` names the sites of a network.
+with W the rows of a linear layer, the kernels of a convolution or the weight of a norm. Two pairs
+in a row are one: :meth:`Pair.after`. :func:`places` names the sites of a network.
 
-Source: Lian, Zhou, Feng, Wang, *Scaling & Shifting Your Features: A New Baseline for Efficient Model
-Tuning*, NeurIPS 2022, arXiv 2210.08823, and github.com/dongzelian/SSF, of which only the code and the
-paper's abstract were read. The code holds no routine that merges.
+Source: Lian, Zhou, Feng, Wang, *Scaling & Shifting Your Features: A New Baseline for Efficient
+Model Tuning*, NeurIPS 2022, arXiv 2210.08823, and github.com/dongzelian/SSF, of which only the code
+and the paper's abstract were read. The code holds no routine that merges.
 """
 
 from __future__ import annotations
