@@ -83,7 +83,7 @@ class AroundBlock(nn.Module):
 
 
 class InBlocks:
-    """What adapters and mixtures share: they act on the blocks that targets name, all by default."""
+    """What adapters and mixtures share: they act on the blocks of a model, all by default."""
 
     def decided(self, model: nn.Module, targets: Any, batches: Any, loss: Any, train: Any) -> Plan:
         """Where :func:`toolkit.adapt` puts this.

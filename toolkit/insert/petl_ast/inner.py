@@ -125,7 +125,7 @@ class ConvPass(Inner):
 
 
 class Conformer(nn.Module):
-    """Norm, pointwise d to 2 b, gate, depthwise along the tokens, batch norm, SiLU, pointwise b to d.
+    """Norm, pointwise d to 2 b, gate, depthwise along tokens, batch norm, SiLU, pointwise b to d.
 
     The code computes the norm and goes on from the raw input; there ``norm`` gets no gradient.
     Statistics of the batch norm are measured in training mode, also where the trunk is in
@@ -191,5 +191,7 @@ def _drawn(
 def _along(z: Tensor, weight: Tensor, bias: Tensor, groups: int) -> Tensor:
     """A convolution along the tokens of (..., M, b), zeros beyond both ends."""
     flat = z.reshape(-1, *z.shape[-2:]).transpose(1, 2)
-    made = F.conv1d(flat, weight, bias, padding="same", groups=groups)
+    left = (weight.shape[-1] - 1) // 2
+    flat = F.pad(flat, (left, weight.shape[-1] - 1 - left))
+    made = F.conv1d(flat, weight, bias, groups=groups)
     return made.transpose(1, 2).reshape(z.shape)

@@ -50,8 +50,9 @@ def sublayers(block: nn.Module) -> dict[str, Sublayer]:
     seen, found = Map(block), {}
     own = [held for held in seen.attentions if not crosses(held.root, "")]
     rest = seen.rest("")
+    # without attention the width of the stream is told by a norm
     widths = [own[0].width] if own else dict.fromkeys(out for _, out in rest.values())
-    feeds = (feed_forward(rest, width) for width in widths)
+    feeds = (feed_forward(rest, w) for w in widths if own or norms_in(seen.modules, "", w))
     parts = {"mhsa": own[0].layers if own else {}, "ffn": next((f for f in feeds if f), {})}
     for place, layers in parts.items():
         readers = tuple(layers[role] for role in READERS[place] if role in layers)

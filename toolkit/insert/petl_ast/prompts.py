@@ -95,7 +95,7 @@ class ASTPrompts(Declared):
         for name in blocks:
             first, last = name == every[0], name == every[-1]
             here = "only" if first and last else "first" if first else "last" if last else "inner"
-            one = dataclasses.replace(self, after=after, here=here)
+            one = dataclasses.replace(self, after=after, here=here)  # type: ignore[arg-type]
             made.setdefault(one, []).append(name)
         return Plan(made)
 
@@ -123,8 +123,8 @@ class PromptLayer(TokenLayer):
             rest = [*args[1:], *(v for k, v in kwargs.items() if args or k != "hidden_states")]
             if any(isinstance(value, Tensor) for value in rest):
                 raise ValueError(
-                    f"block {self.site.name!r} is given more than its tokens, such as a mask, which "
-                    "would be one token too long; use drop=False"
+                    f"block {self.site.name!r} is given more than its tokens, such as a mask, "
+                    "which would be one token too long; use drop=False"
                 )
             if args:
                 args = (_without_second(args[0]), *args[1:])
