@@ -6,6 +6,7 @@ r"""The aside itself, in the four places where one can stand.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -78,7 +79,8 @@ class AsideLayer(nn.Module):
 
     def __init__(self, method: Aside, site: Site, generator: torch.Generator | None):
         super().__init__()
-        self.site, self.act = site, {"gelu": F.gelu, "relu": F.relu}[method.act]
+        self.site = site
+        self.act: Callable[[Tensor], Tensor] = F.gelu if method.act == "gelu" else F.relu
         self.order, self.inject = method.order, method.inject
         r, m = method.rank, method.features or site.rows
         where = {"dtype": site.dtype, "device": site.device}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -107,8 +108,6 @@ def _order(number: int, count: int) -> str:
 
 
 def _changed(aside: Aside, **fields: Any) -> Aside:
-    import dataclasses
-
     return dataclasses.replace(aside, **fields)
 
 
@@ -166,6 +165,6 @@ def _no_place(block: Block, what: str, remedy: str) -> ValueError:
     return ValueError(
         f"block {block.name!r} ({type(block.module).__name__}) has no place for {what}: recognised "
         f"are attention {list(block.attention) or 'none'}, feed-forward "
-        f"{list(block.feed_forward) or 'none'}, norms {len(block.norms)}; use {remedy}, or say where "
-        "the parts are with targets=Anatomy.by_hand(...)"
+        f"{list(block.feed_forward) or 'none'}, norms {len(block.norms)}; use {remedy}, or say "
+        "where the parts are with targets=Anatomy.by_hand(...)"
     )

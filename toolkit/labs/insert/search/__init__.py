@@ -1,0 +1,1 @@
+"""Search to be learned: a made language with synonyms, its small encoder, and Cranfield."""
