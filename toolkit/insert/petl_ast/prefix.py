@@ -127,6 +127,7 @@ class PrefixLayer(nn.Module):
     def __init__(self, method: Any, site: Site, generator: torch.Generator | None):
         super().__init__()
         self.site, self.checked = site, False
+        self._known: tuple[dict[str, str], int] | None = None
         shape, size = (method.tokens // 2, site.rows), bound(method.patch, site.rows)
         self.keys = nn.Parameter(uniform(shape, size, site, generator))
         self.values = nn.Parameter(uniform(shape, size, site, generator))
@@ -169,17 +170,28 @@ class PrefixLayer(nn.Module):
         self, base: nn.Module, x: Tensor, keys: Tensor | None, values: Tensor | None
     ) -> Tensor:
         """(batch, M, d) to the same shape, with more keys and values or without."""
-        layers = _layers(base)
+        if self._known is None:
+            self._known = _layers(base), self._heads(base)
+        layers, heads = self._known
         query, key, value = (base.get_submodule(layers[part])(x) for part in PARTS[:3])
         if keys is not None and values is not None:
             key, value = _after_first(key, keys), _after_first(value, values)
-        heads = next(n for name in HEADS if isinstance(n := getattr(base, name, None), int))
         query, key, value = (
             z.unflatten(-1, (heads, -1)).transpose(1, 2) for z in (query, key, value)
         )
         drop = getattr(base, "attention_dropout", 0.0) if base.training else 0.0
         mixed = F.scaled_dot_product_attention(query, key, value, dropout_p=drop)
         return base.get_submodule(layers["output"])(mixed.transpose(1, 2).flatten(-2))
+
+    def _heads(self, base: nn.Module) -> int:
+        for module in base.modules():
+            for name in HEADS:
+                if isinstance(count := getattr(module, name, None), int):
+                    return count
+        raise TypeError(
+            f"attention {self.site.name!r} ({type(base).__name__}) does not say how many heads it "
+            f"has; looked for {', '.join(HEADS)}. Use prompts, or an adapter"
+        )
 
     @property
     def changed(self) -> int:
