@@ -31,6 +31,9 @@ def check_keys(answer):
     """By how much scores change when every key is shifted by 5."""
     assert not callable(answer), "Give one number: by how much does the largest score change?"
     got, queries = _change("key", 5.0), _change("query", 5.0)
+    assert abs(answer - 5) > 1e-6, (
+        "5 is added to every number of a key. How does a key reach the scores?"
+    )
     assert abs(answer - got) < 1e-6, (
         "Write the product of a query with a shifted key. Which part of it differs from key to "
         f"key? A softmax does not see the rest. (Queries shifted as much: {queries:.2f}.)"
