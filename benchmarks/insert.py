@@ -17,7 +17,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from toolkit.insert.blackvip import BlackBox, Coordinator
 from torch import Tensor, nn
 
 from benchmarks.adapters import Arm, make_batch, network
@@ -26,6 +25,7 @@ from benchmarks.timing import alternate, compare, emit
 from toolkit import SSF, BlackVIP, Connected, adapt
 from toolkit.core.nets.anatomy import anatomy
 from toolkit.core.runs.provenance import processor
+from toolkit.insert.blackvip import BlackBox, Coordinator
 from toolkit.insert.petl_ast import ASTAdapter
 from toolkit.insert.petl_ast.prefix import ASTPrefix
 from toolkit.insert.petl_ast.prompts import ASTPrompts

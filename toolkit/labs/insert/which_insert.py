@@ -8,6 +8,7 @@ and learn from its answers.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from toolkit.core.evidence import Claim, Condition, Fact, Measured
 from toolkit.core.runs.measure import Runs
@@ -43,7 +44,7 @@ def measure(runs: Runs, scale: Scale) -> None:
         f"{arm}, {budget}": {"budget": budget, "arm": arm}
         for budget, names in ARMS.items() for arm in names
     }  # fmt: skip
-    search = {
+    search: dict[str, Any] = {
         "seeds": search_seeds(n=scale.pick(ci=1, cpu=3, gpu=3)), "reported": seeds,
         "judged": "loss", "better": "min", "factor": 2.0, "width": scale.pick(ci=1, cpu=3, gpu=3),
     }  # fmt: skip

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -51,7 +51,7 @@ def _some(model: nn.Module) -> list[str]:
     return [n for n in places(model) if "norm" in n or n.endswith("attention.output")]
 
 
-def _adapter(order: str, width: int) -> Kind:
+def _adapter(order: Literal["parallel", "sequential"], width: int) -> Kind:
     def method(features: int, _: int) -> ASTAdapter:
         reduction = min(features, round(features / width))
         return ASTAdapter(inner="bottleneck", reduction=reduction, place="both", order=order)
