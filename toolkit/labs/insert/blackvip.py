@@ -80,12 +80,16 @@ def measure(runs: Runs, scale: Scale) -> None:
     chosen: dict[str, Any] = {}
     for kind in world.KINDS:
         wanted = list(STARTS) if kind == "own" else list(SAME)
+        bare = runs.table(f"bare box, {kind}", bare_run, [
+            {"kind": kind, "seed": seed, "part": "validation", "scale": name}
+            for seed in search_seeds()
+        ])  # fmt: skip
         found = runs.tune(
             kind, run,
             {arm: {"kind": kind, "part": "validation", "scale": name} for arm in wanted},
             {arm: STARTS[arm] for arm in wanted},
             seeds=search_seeds(), reported=seeds, judged="accuracy", better="max",
-            nothing=_nothing(kind, name) if name != "ci" else None,
+            nothing=float(bare.accuracy.mean()) if name != "ci" else None,
             extensions=0 if name == "ci" else 4,
         )  # fmt: skip
         chosen[kind] = {arm: found[arm].rate for arm in wanted}
@@ -107,14 +111,12 @@ def measure(runs: Runs, scale: Scale) -> None:
     runs.table("pictures", pictures_run, [{"rate": chosen["own"]["gc"], "scale": name}])
 
 
-def _nothing(kind: str, scale: str) -> float:
-    """Mean accuracy of the bare box on the images that the search judges."""
-    found = []
-    for seed in search_seeds():
-        this = world.task(seed, kind, "validation", scale)
-        said = arms.BlackBox(world.answers(scale))(this.x_judged)
-        found.append(arms.accuracy(said, this.y_judged))
-    return sum(found) / len(found)
+def bare_run(kind: str, seed: int, part: str, scale: str) -> dict[str, float]:
+    """``accuracy`` (%) of the bare box on the images of a seed that are judged."""
+    torch.set_num_threads(1)
+    this = world.task(seed, kind, part, scale)
+    said = arms.BlackBox(world.answers(scale))(this.x_judged)
+    return {"accuracy": arms.accuracy(said, this.y_judged)}
 
 
 CLAIMS = (
