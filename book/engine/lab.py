@@ -92,8 +92,8 @@ def emptied(chapter: Chapter, scale: str, folder: Path) -> Path:
     return folder
 
 
-def command(chapter: Chapter, scale: str, *more: str) -> list[str]:
-    return [sys.executable, "-m", "toolkit", "lab", chapter.slug, "--scale", scale, *more]
+def command(slugs: Sequence[str], scale: str, *more: str) -> list[str]:
+    return [sys.executable, "-m", "toolkit", "lab", *slugs, "--scale", scale, *more]
 
 
 def environment(project: Project, results: Path, home: Path | None = None) -> dict[str, str]:
@@ -114,31 +114,43 @@ def environment(project: Project, results: Path, home: Path | None = None) -> di
     }
 
 
-def stale_reasons(project: Project, chapter: Chapter, scale: str) -> list[str]:
-    """What the lab itself says is out of date in its results; nothing is measured.
+def stale_reasons(
+    project: Project, chapters: Sequence[Chapter], scale: str
+) -> dict[Chapter, list[str] | EngineError]:
+    """What labs themselves say is out of date in their results; nothing is measured.
 
-    Raises:
-        EngineError: it could not say.
+    One process answers for all of them, since most of its time goes into imports. A lab that
+    cannot say has the error as its answer.
     """
+    if not chapters:
+        return {}
     try:
         done = subprocess.run(
-            command(chapter, scale, "--stale"),
+            command([chapter.slug for chapter in chapters], scale, "--stale"),
             capture_output=True,
             text=True,
             cwd=project.root,
-            env=environment(project, chapter.results(scale).parent),
+            env=environment(project, chapters[0].results(scale).parent),
             timeout=STALE_SECONDS,
         )
-    except subprocess.TimeoutExpired as error:
-        raise EngineError(f"its lab did not say within {STALE_SECONDS} s what is stale") from error
+    except subprocess.TimeoutExpired:
+        slow = EngineError(f"its lab did not say within {STALE_SECONDS} s what is stale")
+        return dict.fromkeys(chapters, slow)
     if done.returncode:
         last = (done.stderr.strip() or "no message").splitlines()[-1]
-        raise EngineError(f"its lab cannot say what is stale: {last}")
+        return dict.fromkeys(chapters, EngineError(f"its lab cannot say what is stale: {last}"))
     try:
-        reasons = json.loads(done.stdout.splitlines()[-1])
-    except (IndexError, ValueError) as error:
-        raise EngineError("its lab must print a JSON list of reasons for --stale") from error
-    return list(dict.fromkeys(str(reason) for reason in reasons))
+        said = json.loads(done.stdout.splitlines()[-1])
+        return {chapter: _reasons(said[chapter.slug]) for chapter in chapters}
+    except (IndexError, KeyError, TypeError, ValueError):
+        wanted = "its lab must print a JSON object of reasons for --stale, by lab"
+        return dict.fromkeys(chapters, EngineError(wanted))
+
+
+def _reasons(said: list[str] | str) -> list[str] | EngineError:
+    if isinstance(said, str):
+        return EngineError(f"its lab cannot say what is stale: {said}")
+    return list(dict.fromkeys(str(reason) for reason in said))
 
 
 def measure(
@@ -168,7 +180,13 @@ def measure(
         Ended: it failed or took too long; ``words`` holds the end of what it said.
     """
     said = run_to_end(
-        project, command(chapter, scale), results, stop, seconds=seconds, home=home, show=show
+        project,
+        command([chapter.slug], scale),
+        results,
+        stop,
+        seconds=seconds,
+        home=home,
+        show=show,
     )
     if not (results / chapter.results(scale).name).is_file():
         raise Ended(f"its lab wrote no {chapter.results(scale).name}", said)

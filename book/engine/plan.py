@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -136,13 +136,19 @@ def assess(
         every = key.data_hashes(project, (n for s in sources for n in s.settings.data))
     except EngineError:
         every = None
+    unsure: dict[str, list[Task]] = {}
     for source in sources:
         try:
             data = key.data_hashes(project, source.settings.data) if every is None else every
-            task = _stale(project, source, tracer, data, scale)
+            task = _stale(source, project, tracer, data, scale, unsure)
         except EngineError as error:
             failures.append(_unreadable(source.chapter, error))
             continue
+        tasks.append(task)
+    silent = _ask(project, unsure)
+    failures += silent
+    tasks = [t for t in tasks if t.chapter.name not in {failure.chapter for failure in silent}]
+    for task in tasks:
         if tell:
             _to_tell(task, scale)
         elif measure:
@@ -150,9 +156,24 @@ def assess(
         else:
             _to_build(task)
         if task.scale != task.parts["scale"]:
-            task.parts = key.parts(source, project, task.scale, tracer(task.scale), data)
-        tasks.append(task)
+            names = task.source.settings.data
+            data = key.data_hashes(project, names) if every is None else every
+            task.parts = key.parts(task.source, project, task.scale, tracer(task.scale), data)
     return tasks, failures
+
+
+def _ask(project: Project, unsure: Mapping[str, Sequence[Task]]) -> list[Failure]:
+    """Ask labs what is stale, all of a scale at once; those that cannot say come back."""
+    failures = []
+    for scale, tasks in unsure.items():
+        said = lab.stale_reasons(project, [task.chapter for task in tasks], scale)
+        for task in tasks:
+            answer = said[task.chapter]
+            if isinstance(answer, EngineError):
+                failures.append(_unreadable(task.chapter, answer))
+            else:
+                task.numbers += answer
+    return failures
 
 
 def _readable(chapters: Iterable[Chapter], failures: list[Failure]) -> list[Source]:
@@ -171,13 +192,17 @@ def _unreadable(chapter: Chapter, error: EngineError) -> Failure:
 
 
 def _stale(
-    project: Project,
     source: Source,
+    project: Project,
     tracer: Callable[[str], Tracer],
     data: dict,
     scale: str | None,
+    unsure: dict[str, list[Task]],
 ) -> Task:
-    """What is stale about a chapter's numbers and its page, at the scale the page has."""
+    """What is stale about a chapter's numbers and its page, at the scale the page has.
+
+    Where only its lab knows, the task is put with the unsure of its scale.
+    """
     chapter = source.chapter
     page, missing = recorded(chapter)
     at = page["scale"] if page else scale or _measured(chapter) or "ci"
@@ -201,7 +226,7 @@ def _stale(
     task.afresh = bool(task.numbers)  # the lab knows its code; of packages and data it does not ask
     edited = page is None or not changed.keys().isdisjoint({"code", "format", "cells"})
     if edited or not lab.same_code(lab.load(chapter.results(at)), tracer(at)):
-        task.numbers += lab.stale_reasons(project, chapter, at)  # slow, so only where it may be
+        unsure.setdefault(at, []).append(task)  # asking is slow, so only where it may be stale
     return task
 
 

@@ -11,7 +11,7 @@ import filelock
 from book.engine import beds, clear, key, lab, record
 from book.engine.clear import Side
 from book.engine.plan import Task, parted, recorded
-from book.engine.project import Project, write
+from book.engine.project import EngineError, Project, write
 from book.engine.source import Source
 from toolkit.core.runs import code, results
 from toolkit.core.runs.provenance import pins
@@ -138,7 +138,10 @@ def _write(task: Task, project: Project, now: Side) -> list[str]:
     outputs = record.recorded_outputs(chapter)
     new = record.page(task.source, scale, outputs, provenance, project.repository)
     write(chapter.page, record.text_of(new))
-    if chapter.lab is not None and (left := lab.stale_reasons(project, chapter, scale)):
+    left = lab.stale_reasons(project, [chapter], scale)[chapter] if chapter.lab else []
+    if isinstance(left, EngineError):
+        raise left
+    if left:
         return [f"renewed, but its lab says: {'; '.join(left)}"]
     return [f"renewed: {'; '.join([*task.numbers, *task.page])}"]
 

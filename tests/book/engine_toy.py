@@ -53,43 +53,55 @@ TOOLKIT = {
 }
 PYPROJECT = '[project]\nname = "toy"\n[project.urls]\nRepository = "https://github.com/us/toy"\n'
 LAB_COMMAND = '''
-    """``python -m toolkit lab SLUG --scale SCALE [--stale]``, as the real one behaves."""
+    """``python -m toolkit lab SLUG ... --scale SCALE [--stale]``, as the real one."""
     import importlib, json, os, sys
     from pathlib import Path
     from toolkit.core.runs import results
     from toolkit.core.runs.code import Tracer, digest
 
-    slug, scale, stale = sys.argv[2], sys.argv[4], "--stale" in sys.argv
-    lab = importlib.import_module(f"toolkit.labs.alpha.{slug}")
-    file = Path(os.environ["TOOLKIT_RESULTS"]) / f"{slug}.{scale}.json"
-    old = json.loads(file.read_text()) if file.is_file() else {"experiments": {}}
-    known = {
-        (name, json.dumps(job["args"])): job
-        for name, experiment in old["experiments"].items()
-        for job in experiment["jobs"]
-    }
-    tracer, codes, experiments, reasons = Tracer(Path.cwd()), {}, {}, []
-    for name, function, args in lab.jobs(scale):
-        definitions = tracer.of_function(function)
-        codes[digest(definitions)] = definitions
-        job = known.get((name, json.dumps(args)))
-        if job is None or job["code"] != digest(definitions):
-            reasons.append(f"{name}: to measure")
-            if not stale:
-                with open(Path.cwd() / f"{slug}.jobs", "a") as count:
-                    count.write("x")
-                record = function(**args)
-                job = {"args": args, "record": record, "error": None, "code": digest(definitions)}
-                job["check"] = results.check(job)
-        dotted = f"{function.__module__}.{function.__name__}"
-        experiment = experiments.setdefault(name, {"functions": {"*": dotted}, "jobs": []})
-        experiment["jobs"].append(job)
-    if stale:
-        print(json.dumps(reasons))
+    def reasons(slug):
+        lab = importlib.import_module(f"toolkit.labs.alpha.{slug}")
+        file = Path(os.environ["TOOLKIT_RESULTS"]) / f"{slug}.{scale}.json"
+        old = json.loads(file.read_text()) if file.is_file() else {"experiments": {}}
+        known = {
+            (name, json.dumps(job["args"])): job
+            for name, experiment in old["experiments"].items()
+            for job in experiment["jobs"]
+        }
+        tracer, codes, experiments, reasons = Tracer(Path.cwd()), {}, {}, []
+        for name, function, args in lab.jobs(scale):
+            definitions = tracer.of_function(function)
+            codes[digest(definitions)] = definitions
+            job = known.get((name, json.dumps(args)))
+            if job is None or job["code"] != digest(definitions):
+                reasons.append(f"{name}: to measure")
+                if not stale:
+                    with open(Path.cwd() / f"{slug}.jobs", "a") as count:
+                        count.write("x")
+                    job = {"args": args, "record": function(**args), "error": None,
+                           "code": digest(definitions)}
+                    job["check"] = results.check(job)
+            dotted = f"{function.__module__}.{function.__name__}"
+            experiment = experiments.setdefault(name, {"functions": {"*": dotted}, "jobs": []})
+            experiment["jobs"].append(job)
+        if not stale:
+            found = {"schema": 2, "slug": slug, "scale": scale, "codes": codes,
+                     "experiments": experiments, "seeds": {n: [[0, 1]] for n in experiments}}
+            file.write_text(results.text(found))
+        return reasons
+
+    options = sys.argv.index("--scale")
+    slugs, scale, stale = sys.argv[2:options], sys.argv[options + 1], "--stale" in sys.argv
+    if not stale:
+        reasons(*slugs)
     else:
-        found = {"schema": 2, "slug": slug, "scale": scale, "codes": codes,
-                 "experiments": experiments, "seeds": {n: [[0, 1]] for n in experiments}}
-        file.write_text(results.text(found))
+        told = {}
+        for slug in slugs:
+            try:
+                told[slug] = reasons(slug)
+            except Exception as error:
+                told[slug] = f"{type(error).__name__}: {error}"
+        print(json.dumps(told))
     '''
 BED_COMMAND = '''
     """``python -m toolkit.labs.beds NAME --scale SCALE --seeds N --to DIR``, as the real one."""

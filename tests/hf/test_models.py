@@ -15,7 +15,8 @@ from toolkit.core.declare.catalogue import catalogue
 pytest.importorskip("transformers", reason="transformers is not installed")
 
 ENTRIES = {e.slug: e for e in catalogue() if e.part in ADAPTING and e.part != "core"}
-METHODS = {slug: small(entry.method) for slug, entry in ENTRIES.items()}
+METHODS = {slug: small(e.method) for slug, e in ENTRIES.items() if "linear" in e.kinds}
+BLOCKS = {slug: small(e.method) for slug, e in ENTRIES.items() if e.kinds == ("module",)}
 BERT_LINEARS = 2 * 6 + 2  # six in each layer, the pooler, the classifier
 # model, input, targets, number of layers that must match
 MODELS = {
@@ -54,9 +55,10 @@ def test_a_round_through_every_state(name, slug, tmp_path):
     assert all(torch.equal(v, plain[k]) for k, v in model.state_dict().items())
 
 
-@pytest.mark.parametrize("slug", METHODS)
+@pytest.mark.parametrize("slug", [*METHODS, *BLOCKS])
 def test_every_adapter_of_a_model_learns(slug):
-    adapted = adapt(gpt2(), METHODS[slug], ["c_attn", "c_fc"])
+    method, targets = (METHODS | BLOCKS)[slug], ["c_attn", "c_fc"] if slug in METHODS else None
+    adapted = adapt(gpt2(), method, targets)
     optimizer = torch.optim.AdamW(adapted.parameters(), lr=0.01)
     adapted.attach(optimizer, total_steps=10)
     x, losses = tokens(), []

@@ -165,7 +165,7 @@ def test_the_command_measures_says_what_is_stale_and_fails_whole(folder, monkeyp
     module = types.SimpleNamespace(LAB=toy())
     monkeypatch.setattr(labs.importlib, "import_module", lambda name: module)
     assert main(["lab", "lora", "--scale", "cpu", "--jobs", "1", "--stale"]) == 0
-    assert json.loads(capsys.readouterr().out) == ["no results at scale cpu"]
+    assert json.loads(capsys.readouterr().out) == {"lora": ["no results at scale cpu"]}
     assert main(["lab", "lora", "--scale", "cpu", "--jobs", "1"]) == 0
     assert "18 runs, 18 of them run now" in capsys.readouterr().out
     module.LAB = toy(trouble="raises")

@@ -7,11 +7,15 @@ import json
 import sys
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from toolkit.labs.lab import Lab
 
 
 def options(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
-    parser.add_argument("slug", help="the chapter's name, such as lora")
+    parser.add_argument("slugs", nargs="+", metavar="slug", help="a chapter's name, such as lora")
     parser.add_argument("--scale", choices=("ci", "cpu", "gpu"), default="ci", help="default ci")
     parser.add_argument(
         "--results", type=Path, metavar="DIR",
@@ -21,8 +25,9 @@ def options(parser: argparse.ArgumentParser) -> None:
         "--jobs", type=int, metavar="N", help="runs at once, one thread each; default one per core"
     )
     parser.add_argument(
-        "--stale", action="store_true", help="run nothing; print as JSON why numbers are stale"
-    )
+        "--stale", action="store_true",
+        help="run nothing; print as JSON, by lab, why numbers are stale",
+    )  # fmt: skip
     parser.add_argument(
         "--judge", action="store_true", help="run nothing; judge the claims anew from the runs"
     )
@@ -43,18 +48,36 @@ def main(arguments: argparse.Namespace) -> int:
         KeyError: no such lab.
         ValueError: no folder for the results.
     """
-    from toolkit.core.runs.measure import JobsFailed, Missing
     from toolkit.labs import lab as labs
 
     # joblib replaces a worker whose memory has grown; its job runs again in the new one
     warnings.filterwarnings("ignore", message="A worker stopped")
-    found = labs.lab(arguments.slug)
     folder = arguments.results or labs.results_folder()
     if folder is None:
         raise ValueError("--results: name a folder to keep the results in")
     if arguments.stale:
-        print(json.dumps(labs.stale(found, arguments.scale, folder)))
+        scale = arguments.scale
+        print(json.dumps({slug: _reasons(slug, scale, folder) for slug in arguments.slugs}))
         return 0
+    found = [labs.lab(slug) for slug in arguments.slugs]  # a wrong name costs no run
+    return max(_measure(lab, folder, arguments) for lab in found)
+
+
+def _reasons(slug: str, scale: str, folder: Path) -> list[str] | str:
+    """Why the numbers of a lab are stale; in one string why it cannot say, so that others can."""
+    from toolkit.labs import lab as labs
+
+    try:
+        return labs.stale(labs.lab(slug), scale, folder)
+    except Exception as error:  # whatever its code raises while it is imported or asked
+        return f"{type(error).__name__}: {error}"
+
+
+def _measure(found: Lab, folder: Path, arguments: argparse.Namespace) -> int:
+    """Measure or judge one lab, and say what came of it."""
+    from toolkit.core.runs.measure import JobsFailed, Missing
+    from toolkit.labs import lab as labs
+
     # all workers of a cluster, unless told otherwise
     jobs = arguments.jobs or (-1 if arguments.cluster else None)
     try:
@@ -71,8 +94,8 @@ def main(arguments: argparse.Namespace) -> int:
         return 1
     runs = sum(len(e["jobs"]) for e in done.document["experiments"].values())
     print(
-        f"{arguments.slug} at {arguments.scale}: {runs} runs, {done.ran} of them run now, "
-        f"{done.seconds:.0f} s; {folder / f'{arguments.slug}.{arguments.scale}.json'}"
+        f"{found.slug} at {arguments.scale}: {runs} runs, {done.ran} of them run now, "
+        f"{done.seconds:.0f} s; {folder / f'{found.slug}.{arguments.scale}.json'}"
     )
     for claim in done.document["claims"]:
         print(f"  {claim['verdict']}: {claim['text']}")
