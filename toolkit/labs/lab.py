@@ -223,9 +223,19 @@ def open_runs(slug: str, scale: Scale, store: Path | None, **options: Any) -> Ru
 def _others(slug: str, scale: str, store: Path | None) -> Iterator[Mapping[str, Any]]:
     """What other labs measured at this scale."""
     for other in labs():
-        document = None if other == slug else results.read(store, other, scale)
-        if document is not None and "experiments" in document:
-            yield document
+        if store is None or other == slug:
+            continue
+        with contextlib.suppress(FileNotFoundError):
+            stamp = results.results_path(store, other, scale).stat().st_mtime_ns
+            document = _of_that_time(store, other, scale, stamp)
+            if document is not None and "experiments" in document:
+                yield document
+
+
+@functools.cache
+def _of_that_time(store: Path, slug: str, scale: str, stamp: int) -> dict[str, Any] | None:
+    """Results as a file of that time has them: one process may ask for many labs in turn."""
+    return results.read(store, slug, scale)
 
 
 def measure(
