@@ -72,3 +72,19 @@ def test_the_pair_that_undoes_inverted_grey_is_exact():
     put_pairs(adapted, {"embed": shots.upright_again(model)})
     x = torch.rand(3, 28, 28, dtype=torch.float64)
     torch.testing.assert_close(adapted(1 - x), model(x))
+
+
+def test_the_head_may_have_a_rate_of_its_own():
+    def states(**more):
+        return shots.learn("ssf", 1e-2, 0, 2, "rotated", "ci", **more)[0].state_dict()
+
+    def head(state):
+        return {name: value for name, value in state.items() if name.startswith("head")}
+
+    one, same, still = states(), states(head_rate=1e-2), states(head_rate=0.0)
+    assert all(torch.equal(one[name], same[name]) for name in one)
+    before = shots.network("ci").state_dict()
+    assert all(torch.equal(value, before[name]) for name, value in head(still).items())
+    moved = [value for name, value in still.items() if name.endswith("gamma")]
+    assert moved
+    assert all((value != 1).any() for value in moved)

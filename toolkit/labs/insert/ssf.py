@@ -73,6 +73,15 @@ def mnist(
     return record
 
 
+def apart(
+    arm: str, how: str, shift: str, rate: float, head_rate: float, seed: int, scale: str, part: str
+) -> dict[str, Any]:
+    """The transformer after one arm whose head has a rate of its own."""
+    model, _, _ = shots.learn(how, rate, seed, shots.FEW, shift, scale, head_rate)
+    found = shots.judged(model, shift, scale, part, TEST)
+    return {part: found["accuracy"], f"{part} loss": found["loss"]}
+
+
 def walk(number: int, rate: float, seed: int, scale: str, count: int) -> dict[str, Any]:
     """Accuracy on turned digits with the learned pairs of each group applied in part, for every
     share of :data:`WALK`."""
@@ -114,6 +123,12 @@ MNIST: dict[str, dict[str, Any]] = {
         for how in TURNED
     },
 }  # fmt: skip
+APART = {
+    f"{how} {end}": {"how": how, "shift": shift}
+    for end, shift in ((str(shots.FEW), "rotated"), ("inverted", "inverted"))
+    for how in ("ssf", "full")
+}
+"""Arms again whose head takes the rate that suits it alone: an afterthought, without a claim."""
 MNIST_START = {
     "head": 0.06, "ssf": 0.04, "full": 0.004, "scale": 0.06, "shift": 0.04, "norms": 0.04,
     "lora": 0.015, "noisy": 0.04,
@@ -163,6 +178,19 @@ def measure(runs: Runs, scale: Scale) -> None:
     runs.table("mnist", mnist, untouched + [
         {"arm": arm, **more, "rate": tuned[arm].rate, "seed": seed, **where}
         for arm, more in MNIST.items() for seed in seeds
+    ])  # fmt: skip
+    own = {
+        arm: more | {"head_rate": tuned[f"head {arm.split()[1]}"].rate, "scale": scale.name}
+        for arm, more in APART.items()
+    }  # fmt: skip
+    again = runs.tune(
+        "two rates", apart, {arm: more | {"part": "validation"} for arm, more in own.items()},
+        {arm: tuned[arm].rate for arm in APART}, **search,
+    )  # fmt: skip
+    runs.blocks("two rates", blocks)
+    runs.table("two rates", apart, [
+        {"arm": arm, **more, "rate": again[arm].rate, "seed": seed, "part": "test"}
+        for arm, more in own.items() for seed in seeds
     ])  # fmt: skip
     few = scale.pick(ci=50, cpu=500, gpu=500)
     runs.table("walk", walk, [

@@ -7,7 +7,7 @@ It is trained once in every process, from fixed draws.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,9 +92,24 @@ def drawn(seed: int, shots: int, shift: str, scale: str) -> tuple[Tensor, Tensor
 
 
 def learn(
-    arm: str, rate: float, seed: int, shots: int, shift: str, scale: str
+    arm: str,
+    rate: float,
+    seed: int,
+    shots: int,
+    shift: str,
+    scale: str,
+    head_rate: float | None = None,
 ) -> tuple[Any, Any, int]:
     """Adapt the base by one arm; the head trains in every one but "nothing".
+
+    Args:
+        arm: its name.
+        rate: of everything that trains, at the start.
+        seed: of images, their order and the method's start.
+        shots: images per class.
+        shift: of the images.
+        scale: the scale's name.
+        head_rate: of the head alone, where it has one of its own.
 
     Returns:
         The network, the handle or None, and how many numbers train.
@@ -119,9 +134,28 @@ def learn(
         model, method, rate, seed, draw(), F.cross_entropy, steps=this.steps,
         decay=lambda step, of: arms.warm(step, of) * rates.cosine(step, of),
         targets=targets, train=train,
+        step=None if head_rate is None else functools.partial(_apart, model, head_rate / rate),
     )  # fmt: skip
     moving = model.parameters() if adapted is None else adapted.parameters()
     return model, adapted, sum(p.numel() for p in moving if p.requires_grad)
+
+
+def _apart(
+    model: Any, ratio: float, closure: Callable[[], Tensor], optimizer: Any, adapted: Any
+) -> Tensor:
+    """One step in which the head's rate is so many times that of all else."""
+    if len(optimizer.param_groups) == 1:
+        (every,) = optimizer.param_groups
+        own = {id(p) for p in model.head.parameters()}
+        head = [p for p in every["params"] if id(p) in own]
+        every["params"] = [p for p in every["params"] if id(p) not in own]
+        optimizer.add_param_group({"params": head, "lr": every["lr"]})
+    optimizer.param_groups[1]["lr"] *= ratio
+    optimizer.zero_grad()
+    value = closure()
+    value.backward()
+    optimizer.step()
+    return value
 
 
 def dressed(arm: str, model: nn.Module) -> tuple[Any, Any, tuple[str, ...]]:
