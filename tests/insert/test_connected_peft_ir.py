@@ -250,6 +250,19 @@ def test_a_stream_that_is_lost_is_told():
         model(torch.randn(1, 4, WIDTH))
 
 
+def test_a_norm_that_is_not_called_is_told():
+    class Skips(nets.transformer.Block):
+        def forward(self, x):
+            x = x + self.attention(self.norm1(x))
+            return x + self.down(F.gelu(self.up(x)))
+
+    model = ours()
+    model.blocks[1].__class__ = Skips
+    adapt(model, Connected(variant="sublayer", rank=2))
+    with pytest.raises(RuntimeError, match=r"block 'blocks\.1' did not call the norm before its"):
+        model(torch.rand(1, 8, 8))
+
+
 @pytest.mark.parametrize(
     ("fields", "match"),
     [
@@ -344,6 +357,8 @@ def test_measures_on_rankings_by_hand():
     assert found["mrr"].tolist() == [0.5, 0, 0]  # ties: as they stand, so the third is third
     assert found["recall"].tolist() == [0.5, 0, 0]
     assert found["map"].tolist() == pytest.approx([(1 / 2 + 2 / 4) / 2, 1 / 3, 0])
+    many = measured(torch.zeros(1, 3000), torch.arange(3000)[None] == 6)
+    assert many["mrr"].item() == pytest.approx(1 / 7)
     two = 1 / math.log2(3)
     assert found["ndcg"].tolist() == pytest.approx([two / (1 + two), 0, 0])
 
