@@ -36,7 +36,7 @@ STARTS = {
 
 def measure(runs: Runs, scale: Scale) -> None:
     """Every run of the page: the search for rates, then what is reported."""
-    blocks = two_blocks(scale.pick(ci=4, cpu=8, gpu=20))
+    blocks = two_blocks(scale.pick(ci=4, cpu=20, gpu=20))
     seeds = [seed for block in blocks for seed in block]
     runs.blocks("inside", blocks)
     runs.blocks("outside", blocks)
@@ -70,8 +70,8 @@ def measure(runs: Runs, scale: Scale) -> None:
 
 
 TENTH = "a tenth of what full training gains beyond the head alone"
-MANY = Condition("many numbers", n=8, spread=6.0, decides=True)
-FEW = Condition("few numbers", n=8, spread=6.0)
+MANY = Condition("many numbers", n=20, spread=20.0, decides=True)
+FEW = Condition("few numbers", n=20, spread=20.0)
 TITLES = {"many": "many numbers", "few": "few numbers"}
 SHARE = "share of what full training gains beyond the head alone"
 CLAIMS = (
@@ -86,7 +86,7 @@ CLAIMS = (
         "deep", "Prompts in every block gain more than as many numbers before the first.",
         whose="paper", unit="points", margin=10.0, reason=TENTH,
         quantity=f"{SHARE}, deep prompts minus shallow ones",
-        conditions=(Condition("few numbers", n=8, spread=6.0, decides=True),),
+        conditions=(Condition("few numbers", n=20, spread=20.0, decides=True),),
     ),
     Claim(
         "connected", "Adapters connected around the blocks gain more than as many numbers without.",
@@ -112,7 +112,7 @@ CLAIMS = (
         whose="ours", unit="% right", than=-10.0, margin=2.0,
         reason="a fifth of the ten points",
         quantity="test images read right, the map minus the head alone, from ten below",
-        conditions=(Condition("turned MNIST", n=8, spread=2.0, decides=True),),
+        conditions=(Condition("turned MNIST", n=20, spread=2.0, decides=True),),
     ),
 )  # fmt: skip
 
