@@ -329,11 +329,12 @@ def facts(found: Found) -> list[Fact]:
     moved = (before - base(x)).abs().max().item()
     low = adapt(copy.deepcopy(base), shots.rank_one(base))
     rank_one = sum(p.numel() for p in low.parameters())
-    task = warped.task("channels", 0, 20 if found.scale == "ci" else 200)
+    with torch.enable_grad():  # both are trained, unless this process has run jobs that did
+        task = warped.task("channels", 0, 20 if found.scale == "ci" else 200)
+        network = shots.network(found.scale)
     mended = adapt(copy.deepcopy(task.warped), SSF(), warped.SITES)
     put_pairs(mended, {name: pair.inverse() for name, pair in task.pairs.items()})
     left = (mended(task.test[0]) - task.base(task.test[0])).abs().max().item()
-    network = shots.network(found.scale)
     seen = images.load(found.scale).test[0][:200]
     flipped = adapt(shots.network(found.scale), SSF(), ["embed"])
     put_pairs(flipped, {"embed": shots.upright_again(network)})
