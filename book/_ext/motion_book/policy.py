@@ -21,10 +21,11 @@ from toolkit.core.io import write_text
 
 LOG = logging.getLogger(__name__)
 META = '<meta http-equiv="Content-Security-Policy" content="'
-# formulas and tables carry styles of their own; pictures of outputs stand in the page
+# formulas and tables carry styles of their own; pictures and sounds of outputs stand in the page
 RULES = (
     "default-src 'none'; script-src 'self'{scripts}; style-src 'self' 'unsafe-inline'; "
-    "img-src 'self' data:; font-src 'self'; connect-src 'self'; form-action 'self'; base-uri 'none'"
+    "img-src 'self' data:; media-src data:; font-src 'self'; connect-src 'self'; "
+    "form-action 'self'; base-uri 'none'"
 )
 # of the theme, on every page: the search reads the other pages, buttons and all
 BUTTONS = ("window.print()", "toggleFullScreen()")
