@@ -108,7 +108,12 @@ def dots(
                 ax.plot(values, [place] * len(values), "o", color=hue, alpha=0.35, markersize=5)
                 if values.nunique() > 1:
                     end = interval(values)
-                    ax.plot([end.low, end.high], [place, place], color=hue, linewidth=5)
+                    for ink, width in (("white", 8), (hue, 5)):  # a rim, as runs lie below
+                        ax.plot(
+                            [end.low, end.high], [place, place], color=ink, linewidth=width,
+                            solid_capstyle="butt",
+                        )  # fmt: skip
+                    ax.plot(end.estimate, place, "|", color="#1A1A1A", markersize=11)
             ax.set_yticks(range(len(shown[title])), [names[n] for n in reversed(shown[title])])
             ax.set(xlabel=title, ylim=(-0.6, len(shown[title]) - 0.4))
             ax.grid(axis="y", visible=False)
