@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import types
@@ -175,3 +176,19 @@ def test_the_command_measures_says_what_is_stale_and_fails_whole(folder, monkeyp
     assert "not measured" in capsys.readouterr().err
     assert main(["lab", "lore"]) == 2
     assert "no lab 'lore'" in capsys.readouterr().err
+
+
+def test_what_other_labs_measured_is_read_again_once_it_has_changed(folder, monkeypatch):
+    monkeypatch.setattr(labs, "labs", lambda: {toy().slug: ""})
+    labs.measure(toy(), "cpu", folder=folder, n_jobs=1)
+    path = results.results_path(folder, toy().slug, "cpu")
+    (before,) = labs._others("another", "cpu", folder)
+    (same,) = labs._others("another", "cpu", folder)
+    assert same is before
+    changed = json.loads(path.read_text()) | {"claims": []}
+    path.write_text(json.dumps(changed))
+    os.utime(path, ns=(1, 1))
+    (after,) = labs._others("another", "cpu", folder)
+    assert before["claims"]
+    assert after["claims"] == []
+    assert list(labs._others(toy().slug, "cpu", folder)) == []
