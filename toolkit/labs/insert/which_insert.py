@@ -2,7 +2,8 @@
 
 Turned MNIST: the bed's small ViT, which reads upright digits. Two budgets of trained numbers beside
 the head's; runs are short, and rates fall along half a cosine. Two arms stay outside the network
-and learn from its answers.
+and learn from its answers. Colour photographs, hazy or with exchanged colours: SSF, PVP, BlackVIP
+and controls with 1 to 64 images a class, the head kept as it was.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from toolkit.core.evidence import Claim, Condition, Fact, Measured
 from toolkit.core.runs.measure import Runs
 from toolkit.core.scale import Scale
 from toolkit.labs.insert.kinds import arms, outside
+from toolkit.labs.insert.photographs import arms as few
+from toolkit.labs.insert.photographs import world
 from toolkit.labs.lab import Found, Lab, search_seeds, two_blocks
 
 BESIDE = ("serial", "parallel")
@@ -32,6 +35,14 @@ STARTS = {
     "map": 0.1, "pair": 0.1,
 }  # fmt: skip
 """Middles of the first rates tried."""
+REGIMES = {"ci": {2: (1, 2)}, "cpu": {4: (1, 4), 16: (16, 64)}}
+"""Photographs of a class at a search, and the numbers of them where its rates are used: who has one
+of a class cannot search."""
+FEW_STARTS = {
+    "head": 4e-3, "full": 5e-4, "ssf": 4e-3, "prompts": 0.02, "pvp": 0.02, "map": 4e-3,
+    "blackvip": 5e-3,
+}  # fmt: skip
+"""The same for photographs."""
 
 
 def measure(runs: Runs, scale: Scale) -> None:
@@ -67,11 +78,42 @@ def measure(runs: Runs, scale: Scale) -> None:
         {"arm": arm, "rate": answers[arm].rate, "seed": seed, **where}
         for arm in OUTSIDE for seed in seeds
     ])  # fmt: skip
+    photographs(runs, scale, blocks, search)
+
+
+def photographs(runs: Runs, scale: Scale, blocks: list[list[int]], search: dict[str, Any]) -> None:
+    """Runs on photographs: every arm with every number of them after every shift."""
+    runs.blocks("photographs", blocks)
+    name, seeds = scale.name, [seed for block in blocks for seed in block]
+    regimes, jobs = REGIMES["ci" if name == "ci" else "cpu"], []
+    for shift in world.SHIFTS:
+        where = {"shift": shift, "scale": name}
+        bare = {"arm": "nothing", "rate": 1.0, "shots": 1, **where}
+        still = runs.table(f"bare, {shift}", few.run, [
+            {**bare, "seed": seed, "part": "validation"} for seed in search["seeds"]
+        ])  # fmt: skip
+        every: dict[str, dict[str, Any]] = {
+            f"{arm}, {k}": {"arm": arm, "shots": k, **where}
+            for k in regimes for arm in (*few.INSIDE, *few.OUTSIDE)
+        }  # fmt: skip
+        found = runs.tune(
+            f"photographs, {shift}", few.run,
+            {arm: {**more, "part": "validation"} for arm, more in every.items()},
+            {arm: FEW_STARTS[more["arm"]] for arm, more in every.items()},
+            **search | {"judged": "accuracy", "better": "max", "extensions": 6},
+            nothing=float(still.accuracy.mean()) if name != "ci" else None,
+        )  # fmt: skip
+        jobs += [{**bare, "seed": seed, "part": "test"} for seed in seeds] + [
+            {**more, "shots": shots, "rate": found[arm].rate, "seed": seed, "part": "test"}
+            for arm, more in every.items() for shots in regimes[more["shots"]] for seed in seeds
+        ]  # fmt: skip
+    runs.table("photographs", few.run, jobs)
 
 
 TENTH = "a tenth of what full training gains beyond the head alone"
 MANY = Condition("many numbers", n=20, spread=20.0, decides=True)
 FEW = Condition("few numbers", n=20, spread=20.0)
+SHIFTED = {"hazy": "hazy photographs", "exchanged": "exchanged colours"}
 TITLES = {"many": "many numbers", "few": "few numbers"}
 SHARE = "share of what full training gains beyond the head alone"
 CLAIMS = (
@@ -111,8 +153,13 @@ CLAIMS = (
         "outside", "A map of the answers loses at most ten points to a head trained inside.",
         whose="ours", unit="% right", than=-10.0, margin=2.0,
         reason="a fifth of the ten points",
-        quantity="test images read right, the map minus the head alone, from ten below",
-        conditions=(Condition("turned MNIST", n=20, spread=2.0, decides=True),),
+        quantity="test images read right, the map minus the head alone, from ten below; of "
+        "photographs, 16 of a class",
+        conditions=(
+            Condition("turned MNIST", n=20, spread=2.0, decides=True),
+            Condition("hazy photographs", n=20, spread=3.0),
+            Condition("exchanged colours", n=20, spread=3.0),
+        ),
     ),
 )  # fmt: skip
 
@@ -173,8 +220,22 @@ def judge(found: Found) -> dict[str, dict[str, Measured]]:
             TITLES[b]: gain(b, best(b, ("ssf", "lora")), best(b, stays)) for b in ("many", "few")
         },
         "pairs": {TITLES[b]: gain(b, "ssf", "lora") for b in ("many", "few")},
-        "outside": {"turned MNIST": outer},
+        "outside": {"turned MNIST": outer}
+        | {name: _photographs(found, shift) for shift, name in SHIFTED.items()},
     }
+
+
+def _photographs(found: Found, shift: str) -> Measured:
+    """A map of the answers beside the head alone, with 16 photographs of a class."""
+    shots = 2 if found.scale == "ci" else 16
+
+    def right(arm: str, shots: int = shots) -> dict[int, float]:
+        return found.values("photographs", "accuracy", arm=arm, shift=shift, shots=shots)
+
+    return Measured(
+        right("map"), right("head"), control=right("full"), nothing=right("nothing", 1),
+        blocks=found.blocks("photographs"), tuning_seeds=search_seeds(),
+    )  # fmt: skip
 
 
 def facts(found: Found) -> list[Fact]:
@@ -200,5 +261,5 @@ LAB = Lab(
     judge=judge,
     claims=CLAIMS,
     facts=facts,
-    data=("mnist", "digits"),
+    data=("mnist", "digits", "cifar10"),
 )

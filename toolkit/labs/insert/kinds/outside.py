@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -30,6 +31,24 @@ def run(arm: str, rate: float, seed: int, scale: str, part: str) -> dict[str, An
     chosen = torch.randperm(len(y), generator=generator(seed, "examples"))
     chosen = chosen[: images.size(scale).examples]
     answers = arms.scores(network, images.shifted(x[chosen], SHIFT)).log_softmax(1)
+    mapped, trained = fitted(arm, answers, y[chosen], rate)
+    turned, labels = getattr(every, part)
+    with torch.no_grad():
+        said = mapped(arms.scores(network, images.shifted(turned, SHIFT)).log_softmax(1))
+    found = arms.judged(said, labels)
+    return {"loss": found["loss"], "accuracy": found["accuracy"], "trained": trained}
+
+
+def fitted(
+    arm: str, answers: Tensor, y: Tensor, rate: float
+) -> tuple[Callable[[Tensor], Tensor], int]:
+    """What takes log-probabilities (n, classes) to scores, and how many numbers it has.
+
+    Args:
+        arm: "map" or "pair".
+        answers: log-probabilities (n, classes); y: labels (n,).
+        rate: of Adam.
+    """
     classes = answers.shape[1]
     weight = torch.eye(classes) if arm == "map" else torch.ones(classes)
     weight, bias = weight.requires_grad_(), torch.zeros(classes, requires_grad=True)
@@ -40,10 +59,6 @@ def run(arm: str, rate: float, seed: int, scale: str, part: str) -> dict[str, An
     optimizer = torch.optim.Adam([weight, bias], lr=rate)
     for _ in range(STEPS):
         optimizer.zero_grad()
-        F.cross_entropy(mapped(answers), y[chosen]).backward()
+        F.cross_entropy(mapped(answers), y).backward()
         optimizer.step()
-    turned, labels = getattr(every, part)
-    with torch.no_grad():
-        said = mapped(arms.scores(network, images.shifted(turned, SHIFT)).log_softmax(1))
-    found, trained = arms.judged(said, labels), weight.numel() + bias.numel()
-    return {"loss": found["loss"], "accuracy": found["accuracy"], "trained": trained}
+    return mapped, weight.numel() + bias.numel()
