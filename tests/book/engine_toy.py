@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import json
 import os
@@ -18,6 +19,8 @@ from pathlib import Path
 import psutil
 
 from book.engine.__main__ import main
+from book.engine.project import Chapter
+from book.engine.source import Source, read
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -323,6 +326,12 @@ class Toy:
 
     def leftovers(self) -> list[Path]:
         return [*self.root.glob("book/**/.*"), *self.root.glob("_build/engine/*/*/*.json")]
+
+
+@functools.cache
+def read_once(chapter: Chapter) -> Source:
+    """A chapter of the book, for tests that change nothing of it: reading takes 50 ms each time."""
+    return read(chapter)
 
 
 def until(condition: Callable[[], object], seconds: float = 40) -> None:

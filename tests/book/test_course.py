@@ -12,9 +12,10 @@ import pytest
 from nbformat.v4 import new_code_cell
 
 from book.engine import course
+from book.engine.exercises import Exercise, of_source
 from book.engine.project import Chapter, EngineError, Project
 from book.engine.source import read
-from tests.book.engine_toy import REPOSITORY, Toy
+from tests.book.engine_toy import REPOSITORY, Toy, read_once
 from toolkit.core.show import exercise
 
 FIXTURE = [
@@ -54,6 +55,14 @@ def source(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return request.param or fixture(Toy(tmp_path))
 
 
+def chapter_of(path: Path) -> Chapter:
+    return Chapter(path.parent.name, path.stem, path.parents[3])
+
+
+def exercises(path: Path) -> list[Exercise]:
+    return of_source(read_once(chapter_of(path)))
+
+
 def code_lines(code: str) -> set[str]:
     """Its lines that say something, without white space: `return x` alone tells nobody anything."""
     lines = {re.sub(r"\s+", "", line) for line in code.splitlines()}
@@ -63,11 +72,11 @@ def code_lines(code: str) -> set[str]:
 def test_the_book_has_exercises() -> None:
     for path in SOURCES:
         designed = "**Exercise 3: Design an experiment.**" in path.read_text(encoding="utf-8")
-        assert len(course.exercises(path)) + designed >= 3, f"{path.stem} has too few exercises"
+        assert len(exercises(path)) + designed >= 3, f"{path.stem} has too few exercises"
 
 
 def test_checks_tell_right_from_wrong_and_why(source: Path) -> None:
-    found = course.exercises(source)
+    found = exercises(source)
     assert found
     for task in found:
         where = f"exercise {task.number} ({task.title})"
@@ -79,11 +88,10 @@ def test_checks_tell_right_from_wrong_and_why(source: Path) -> None:
 
 
 def test_no_solution_reaches_a_student(source: Path) -> None:
-    chapter = Chapter(source.parent.name, source.stem, source.parents[3])
-    notebook = course.student(read(chapter), "https://example.org/repository")
+    notebook = course.student(read_once(chapter_of(source)), "https://example.org/repository")
     nbformat.validate(notebook)
     text = re.sub(r"\s+", "", "\n".join(cell.source for cell in notebook.cells))
-    for task in course.exercises(source):
+    for task in exercises(source):
         given = code_lines(task.stub) | code_lines(task.check)
         own = code_lines(task.solution) - given
         assert own, f"exercise {task.number}: the stub already holds the whole solution"
@@ -211,7 +219,7 @@ def test_a_wrong_answer_that_passes_is_refused(tmp_path: Path) -> None:
 
 
 def test_answers_need_only_what_the_check_imports(source: Path) -> None:
-    for task in course.exercises(source):
+    for task in exercises(source):
         for code in (task.stub, task.solution, *task.wrong):
             assert ast.parse(code).body, "an answer cell is empty"
             assert new_code_cell(code).source == code

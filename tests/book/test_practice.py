@@ -11,13 +11,13 @@ import nbformat
 import pytest
 
 from book.engine import practice, record
-from book.engine.exercises import exercises
+from book.engine.exercises import Exercise, of_source
 from book.engine.project import Chapter, EngineError, Project
 from book.engine.source import read
-from tests.book.engine_toy import REPOSITORY, Toy
+from tests.book.engine_toy import REPOSITORY, Toy, read_once
 
 PROJECT = Project(REPOSITORY)
-CHAPTERS = [c for c in PROJECT.chapters.values() if practice.has_practice(read(c))]
+CHAPTERS = [c for c in PROJECT.chapters.values() if practice.has_practice(read_once(c))]
 
 
 @pytest.fixture(params=CHAPTERS, ids=lambda chapter: chapter.slug)
@@ -26,7 +26,7 @@ def chapter(request: pytest.FixtureRequest) -> Chapter:
 
 
 def test_committed_notebooks_are_those_of_the_sources(chapter: Chapter) -> None:
-    made = record.text_of(practice.notebook(read(chapter), PROJECT.repository))
+    made = record.text_of(practice.notebook(read_once(chapter), PROJECT.repository))
     assert chapter.practice.read_text(encoding="utf-8") == made, "run: make book"
 
 
@@ -42,6 +42,10 @@ def cells(chapter: Chapter) -> list[str]:
     return [c.source for c in notebook.cells if c.cell_type == "code"]
 
 
+def exercises(chapter: Chapter) -> list[Exercise]:
+    return of_source(read_once(chapter))
+
+
 def run(codes: list[str]) -> str:
     """What the cells print, run in one name space; installing on Colab is left out."""
     space: dict = {"__name__": "practice"}
@@ -55,12 +59,12 @@ def run(codes: list[str]) -> str:
 
 def test_stubs_say_that_there_is_no_answer(chapter: Chapter) -> None:
     said = run(cells(chapter)).lower()
-    assert said.count("not yet: there is no answer yet") == len(exercises(chapter.source))
+    assert said.count("not yet: there is no answer yet") == len(exercises(chapter))
 
 
 def test_answers_in_place_of_the_stubs_are_judged(chapter: Chapter) -> None:
     """With solutions all checks say right; with each wrong answer its own hint."""
-    codes, tasks = cells(chapter), exercises(chapter.source)
+    codes, tasks = cells(chapter), exercises(chapter)
     start = next(i for i, code in enumerate(codes) if code == tasks[0].check)
     begun = codes[:start] if "toolkit" not in tasks[0].check else []
 
@@ -82,10 +86,10 @@ def test_no_solution_and_no_myst_in_the_notebook(chapter: Chapter) -> None:
     prose = "\n".join(c.source for c in notebook.cells if c.cell_type == "markdown")
     assert not practice.MYST.search(prose)
     squeezed = re.sub(r"\s+", "", "\n".join(c.source for c in notebook.cells))
-    for task in exercises(chapter.source):
+    for task in exercises(chapter):
         assert re.sub(r"\s+", "", task.solution) not in squeezed
     checks = (REPOSITORY / f"toolkit/labs/exercises/{chapter.slug}.py").read_text(encoding="utf-8")
-    for task in exercises(chapter.source):
+    for task in exercises(chapter):
         assert re.sub(r"\s+", "", task.solution) not in re.sub(r"\s+", "", checks)
 
 
