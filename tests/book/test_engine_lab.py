@@ -109,22 +109,20 @@ def test_a_larger_scale_replaces_page_and_results(toy: Toy) -> None:
     assert "fresh at the larger scale cpu" in toy.engine("record", "one", "--scale", "ci")
 
 
-@pytest.mark.parametrize("asked", [(), ("--scale", "cpu")])
-def test_telling_takes_the_largest_scale_and_never_loses_its_results(
-    toy: Toy, asked: tuple
-) -> None:
+def test_telling_takes_the_largest_scale_and_never_loses_its_results(toy: Toy) -> None:
     page, small = toy.text("one"), results(toy).read_bytes()
     toy.engine("record", "one", "--scale", "cpu")
-    (toy.root / "book/notebooks/alpha/one.ipynb").write_bytes(page)
-    results(toy).write_bytes(small)
     jobs = toy.jobs()
-    said = toy.engine("record", "one", "--scale", "ci", "--tell")
-    assert "measured at the larger scale cpu" in said
-    assert results(toy, "cpu").is_file()
-    assert "alpha/one: told again at cpu" in toy.engine("record", "one", *asked, "--tell")
-    assert toy.printed("one") == "mean 2.0\n"
-    assert [p.name for p in sorted(toy.root.glob("book/results/*.json"))] == ["one.cpu.json"]
-    assert toy.jobs() == jobs
+    for asked in ((), ("--scale", "cpu")):
+        (toy.root / "book/notebooks/alpha/one.ipynb").write_bytes(page)
+        results(toy).write_bytes(small)
+        said = toy.engine("record", "one", "--scale", "ci", "--tell")
+        assert "measured at the larger scale cpu" in said
+        assert results(toy, "cpu").is_file()
+        assert "alpha/one: told again at cpu" in toy.engine("record", "one", *asked, "--tell")
+        assert toy.printed("one") == "mean 2.0\n"
+        assert [p.name for p in sorted(toy.root.glob("book/results/*.json"))] == ["one.cpu.json"]
+        assert toy.jobs() == jobs
 
 
 def test_a_break_between_the_two_writes_is_seen_and_mended(
