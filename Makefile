@@ -11,8 +11,9 @@ unexport PYTHONDONTWRITEBYTECODE
 # three processes fill two cores, as many tests wait for browsers and kernels; WORKERS=0 for one alone
 WORKERS ?= 3
 TESTS := $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
+NBVAL := --nbval-lax --nbval-cell-timeout 120
 
-.PHONY: book record try verify models test lint check weekly notebooks list bench serve course clean
+.PHONY: book record try verify models test lint together check weekly notebooks list bench serve course clean
 
 book: $(READY) ## tell again what needs no measuring, render to _build/html
 	$(RUN) build
@@ -27,12 +28,16 @@ verify: $(READY) ## make verify BASE=HEAD compares today's chapters with a commi
 	$(RUN) verify $(NAME) --base $(or $(BASE),$(error name the commit to compare with: BASE=HEAD))
 
 test: ## everything that must pass; lint keeps one core busy, so it runs beside the tests
-	$(MAKE) --jobs 2 lint check
-	$(MAKE) notebooks
+	$(MAKE) --jobs 2 lint together
 
 lint: $(READY)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# one run of both, so that no core waits for the last test before the first chapter
+together: $(READY)
+	$(RUN) notebooks
+	$(TESTS) $(NBVAL) tests _build/ci $(ARGS)
 
 check: $(READY)
 	$(TESTS) tests $(ARGS)
@@ -42,7 +47,7 @@ weekly: $(READY) ## what is too costly for every run: compilers, clusters, pairs
 
 notebooks: $(READY) ## every chapter's source, run at ci
 	$(RUN) notebooks
-	TOOLKIT_SCALE=ci OMP_NUM_THREADS=1 $(TESTS) --dist loadfile -p no:cacheprovider -p tests.budgets --nbval-lax --nbval-cell-timeout 120 _build/ci
+	OMP_NUM_THREADS=1 $(TESTS) $(NBVAL) -p tests.budgets _build/ci $(ARGS)
 
 list: $(READY) ## whose numbers or page are stale, and why
 	$(RUN) list

@@ -127,7 +127,12 @@ class Budgets:
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         first = {group: number for number, group in enumerate(self.table.first)}
-        items.sort(key=lambda item: first.get(group(item.nodeid), len(first)))
+
+        def place(item: pytest.Item) -> int:
+            # a chapter takes as long as many files of tests together
+            return first.get(group(item.nodeid), len(first) + (item.path.suffix != ".ipynb"))
+
+        items.sort(key=place)
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Any) -> Any:
