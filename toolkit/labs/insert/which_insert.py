@@ -35,7 +35,7 @@ STARTS = {
     "map": 0.1, "pair": 0.1,
 }  # fmt: skip
 """Middles of the first rates tried."""
-REGIMES = {"ci": {2: (1, 2)}, "cpu": {4: (1, 4), 16: (16, 64)}}
+REGIMES = {"ci": {1: (1,)}, "cpu": {4: (1, 4), 16: (16, 64)}}
 """Photographs of a class at a search, and the numbers of them where its rates are used: who has one
 of a class cannot search."""
 FEW_STARTS = {
@@ -227,7 +227,7 @@ def judge(found: Found) -> dict[str, dict[str, Measured]]:
 
 def _photographs(found: Found, shift: str) -> Measured:
     """A map of the answers beside the head alone, with 16 photographs of a class."""
-    shots = 2 if found.scale == "ci" else 16
+    shots = 1 if found.scale == "ci" else 16
 
     def right(arm: str, shots: int = shots) -> dict[int, float]:
         return found.values("photographs", "accuracy", arm=arm, shift=shift, shots=shots)
