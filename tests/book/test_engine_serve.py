@@ -10,6 +10,7 @@ import pytest
 
 from book.engine import serve
 from book.engine.project import EngineError, Project
+from tests.book.engine_toy import until
 
 
 @pytest.fixture
@@ -158,6 +159,7 @@ def test_many_headers_and_garbage_are_refused(running):
 
 
 def test_connections_are_bounded_and_freed(running, monkeypatch, capfd):
+    until(lambda: running._free._value == serve.CONNECTIONS)  # a thread of the test before may end
     monkeypatch.setattr(running, "_free", threading.BoundedSemaphore(2))
     idle = [socket.create_connection(running.server_address, timeout=10) for _ in range(2)]
     port = running.server_address[1]
@@ -169,11 +171,7 @@ def test_connections_are_bounded_and_freed(running, monkeypatch, capfd):
         connection.sendall(request)
         assert connection.recv(65536).startswith(b"HTTP/1.0 200")
         connection.close()
-    until = threading.Event()
-    for _ in range(200):
-        if running._free._value == 2:
-            break
-        until.wait(0.02)
+    until(lambda: running._free._value == 2)
     assert ask(running)[0] == 200
     assert capfd.readouterr().err == ""
 
