@@ -35,7 +35,10 @@ STARTS = {
     "map": 0.1, "pair": 0.1,
 }  # fmt: skip
 """Middles of the first rates tried."""
-REGIMES = {"ci": {1: (1,)}, "cpu": {4: (1, 4), 16: (16, 64)}}
+REGIMES: dict[str, dict[int, tuple[int, ...]]] = {
+    "ci": {1: (1,)},
+    "cpu": {4: (1, 4), 16: (16, 64)},
+}
 """Photographs of a class at a search, and the numbers of them where its rates are used: who has one
 of a class cannot search."""
 FEW_STARTS = {
