@@ -22,6 +22,8 @@ def run_program(main: Callable[[], int | None]) -> int:
 
     A reader that stops reading, as in ``| head -1``, ends it without a word and with the code
     that the shell gives programs ended by a closed pipe.
+
+    The garbage collector of the process looks less often from then on: see :data:`OBJECTS`.
     """
     gc.set_threshold(OBJECTS, *gc.get_threshold()[1:])
     streams = [stream for stream in (sys.stdout, sys.stderr) if stream is not None]
