@@ -11,7 +11,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # three processes fill two cores, as many tests wait for browsers and kernels; WORKERS=0 for one alone
 WORKERS ?= 3
 TESTS := $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
-NBVAL := --nbval-lax --nbval-cell-timeout 120
+NBVAL := --nbval-lax --nbval-cell-timeout 120 -p tests.kernels
 
 .PHONY: book record try verify models test lint together check weekly notebooks list bench serve course clean
 

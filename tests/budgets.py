@@ -6,8 +6,9 @@ any other test file, and all together. Exceptions stand there by name, each with
 
 Seconds are processor time of the test's process and of all it started, so waiting and other people
 on the machine count little. They hold for a machine on which a fixed piece of work takes
-``calibration`` seconds; the same work is done before and after the tests, and on a slower machine
-the budgets grow with it. ``TEST_BUDGETS=2`` doubles them, ``TEST_BUDGETS=off`` only prints.
+``calibration`` seconds. Each process does the same work every half minute between its tests, where
+its neighbours slow it as they slow the tests; where the median is more, the budgets grow with it.
+``TEST_BUDGETS=2`` doubles them, ``TEST_BUDGETS=off`` only prints.
 
 Under ``--dist loadgroup`` what shares work goes to one process: the contracts of a method, the
 tests of a file.
@@ -24,6 +25,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -33,6 +35,7 @@ import pytest
 KINDS = ("contracts", "own", "page", "chapter", "file", "total")
 # of these the fixtures are left out: a rendered book and a running kernel serve many
 CALL_ONLY = ("page", "chapter")
+EVERY = 30  # seconds between two looks at how fast the machine is
 # a test of contracts: its parameters are named contract-method-room-shape
 CONTRACT = re.compile(r"^tests/contracts/.*\[\w+-(\w+)-\w+-\d+\]$")
 
@@ -74,19 +77,16 @@ class Table:
         return self.exceptions.get(name, self.limits[name.split()[0]])
 
 
-def calibrate(rounds: int = 2) -> float:
-    """Processor seconds of a fixed piece of work, the least of some rounds."""
+def calibrate() -> float:
+    """Processor seconds of a fixed piece of work."""
     matrix = np.linspace(0, 1, 200 * 200).reshape(200, 200)
-    taken = []
-    for _ in range(rounds):
-        begun = time.process_time()
-        counts: dict[int, float] = {}
-        for i in range(300_000):
-            counts[i % 977] = counts.get(i % 977, 0.0) + i * 0.5
-        for _ in range(100):
-            matrix @ matrix
-        taken.append(time.process_time() - begun)
-    return min(taken)
+    begun = time.process_time()
+    counts: dict[int, float] = {}
+    for i in range(300_000):
+        counts[i % 977] = counts.get(i % 977, 0.0) + i * 0.5
+    for _ in range(100):
+        matrix @ matrix
+    return time.process_time() - begun
 
 
 def spent(descendants: bool) -> float:
@@ -114,9 +114,9 @@ class Budgets:
         self.config = config
         self.table = table
         self.worker = hasattr(config, "workerinput")
-        self.begun = calibrate()
+        self.paces: list[float] = []  # what the fixed work took
+        self.looked = -float(EVERY)  # when it was last done
         self.factor = 1.0
-        self.factors: list[float] = []
         self.reading: tuple[bool | None, float] = None, 0.0  # whether of all processes, seconds
         self.spent: Counter[str] = Counter()
         self.folders: Counter[str] = Counter()
@@ -174,6 +174,10 @@ class Budgets:
             now = spent(everyone)
             item.stash[SECONDS] = max(0.0, now - begun)
             self.reading = everyone, now
+            if time.monotonic() - self.looked >= EVERY:
+                self.paces.append(calibrate())
+                self.looked = time.monotonic()
+                self.reading = None, 0.0  # the fixed work is no test's
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item: pytest.Item) -> Iterator[None]:
@@ -231,18 +235,14 @@ class Budgets:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
-        factor = getattr(node, "workeroutput", {}).get("budget_factor")
-        if factor is not None:
-            self.factors.append(factor)
+        self.paces += getattr(node, "workeroutput", {}).get("paces", [])
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        factor = max(1.0, max(self.begun, calibrate()) / self.table.calibration)
         if self.worker:
-            self.config.workeroutput["budget_factor"] = factor
-        elif self.config.pluginmanager.hasplugin("dsession"):
-            factor = max(self.factors, default=factor)
-        self.factor = factor
+            self.config.workeroutput["paces"] = self.paces
+        elif self.paces:
+            self.factor = max(1.0, median(self.paces) / self.table.calibration)
         if not self.worker and self.over() and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 

@@ -130,8 +130,20 @@ def test_an_exception_lifts_one_budget_and_a_slow_machine_all(toy):
     code, said = toy(*TIGHT, f"exceptions = [{words}]")
     assert code == 1, said
     assert re.findall(r"OVER BUDGET: (.+?) took", said) == ["total tests"]
-    code, said = toy(*TIGHT, "calibration = 1e-9")
+    code, said = toy(*TIGHT, "calibration = 1e-9", options=TWO)
     assert code == 0, said
+
+
+def test_the_fixed_work_is_done_again_and_again_and_is_no_tests_own(toy, tmp_path):
+    (tmp_path / "conftest.py").write_text(
+        "from tests import budgets\n"
+        "budgets.EVERY = 0\n"
+        "budgets.calibrate = lambda: sum(range(2 * 10**6)) and PACES.pop(0)\n"
+        "PACES = [9.0, 3.0, 2.0] + 99 * [3.0]\n"
+    )
+    code, said = toy("calibration = 2", "own = 0.2")
+    assert code == 0, said
+    assert "budgets x 1.50 for this machine" in said
 
 
 def test_a_failing_test_stays_a_failure(toy, tmp_path):

@@ -274,7 +274,8 @@ def _digits(runs: Runs, scale: Scale) -> None:
     blocks = two_blocks(scale.pick(ci=4, cpu=20, gpu=20))
     seeds = [seed for block in blocks for seed in block]
     steps = {"steps": scale.pick(ci=10, cpu=200, gpu=200)}
-    few = [seed for block in blocks for seed in block[: scale.pick(ci=1, cpu=2, gpu=5)]]
+    parts = blocks[: scale.pick(ci=1, cpu=2, gpu=2)]
+    few = [seed for block in parts for seed in block[: scale.pick(ci=1, cpu=2, gpu=5)]]
     runs.table("digits as they are", digits_nothing, grid(arm=["nothing"], seed=seeds))
     found = runs.tune(
         "digits", DIGITS, {arm: more | steps for arm, more in TUNED.items()},
@@ -297,7 +298,7 @@ def _digits(runs: Runs, scale: Scale) -> None:
             {"arm": arm, **TUNED[arm], "rate": rate, "seed": seed, **steps}
             for arm in arms for seed in seeds
         ])  # fmt: skip
-    some = [seed for block in blocks for seed in block[: scale.pick(ci=1, cpu=4, gpu=10)]]
+    some = [seed for block in parts for seed in block[: scale.pick(ci=1, cpu=4, gpu=10)]]
     runs.table("forms", DIGITS, [
         {"arm": arm, **more, "rate": SHARED, "seed": seed, **steps}
         for arm, more in FORMS.items() for seed in some
