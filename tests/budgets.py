@@ -189,6 +189,11 @@ class Budgets:
 
     def name(self, item: pytest.Item) -> str:
         """The budget a test belongs to: its kind, a space, and whose."""
+        if NAME not in item.stash:  # asked for six times a test
+            item.stash[NAME] = self._name(item)
+        return item.stash[NAME]
+
+    def _name(self, item: pytest.Item) -> str:
         path = Path(self._path(item))
         if path.suffix == ".ipynb":
             return f"chapter {path.parent.name}/{path.stem}"
@@ -278,6 +283,7 @@ class Budgets:
 
 
 SECONDS = pytest.StashKey[float]()
+NAME = pytest.StashKey[str]()
 
 
 def group(nodeid: str) -> str:

@@ -28,6 +28,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_finish() -> None:
     """What is imported by now stays to the end, so garbage is not looked for in it again."""
     gc.freeze()
+    gc.set_threshold(10_000, 20, 50)  # Python looks for young garbage at every 700 new objects
 
 
 @pytest.fixture(autouse=True)

@@ -39,8 +39,18 @@ COLAB = (
 ABSENT = ("jupyter_book", "papermill", "jupytext", "nbval", "transformers", "peft", "vl_convert")
 CELL = re.compile(r"^```\{code-cell\}[^\n]*\n(.*?)^```\s*$", re.DOTALL | re.MULTILINE)
 
-LIST = """
-import importlib, importlib.util, json, pkgutil, sys
+# after the chapter: what it forgot to import must not have been imported for it
+PROGRAM = """
+import json, sys
+from IPython.core.interactiveshell import InteractiveShell
+shell = InteractiveShell.instance()
+for number, code in enumerate(json.load(open(sys.argv[1], encoding="utf-8")), 1):
+    result = shell.run_cell(code)
+    if not result.success:
+        sys.exit(f"code cell {number} failed: {result.error_before_exec or result.error_in_exec!r}")
+print("ran", number, "cells")
+
+import importlib, importlib.util, pkgutil
 import toolkit
 for module in pkgutil.walk_packages(toolkit.__path__, "toolkit."):
     if not module.name.endswith("__main__"):
@@ -50,20 +60,10 @@ print(json.dumps({
     "home": toolkit.__file__,
     "slugs": [entry.slug for entry in toolkit.catalogue()],
     "data": list(data.available()),
-    "seen": [name for name in json.loads(sys.argv[1]) if importlib.util.find_spec(name)],
+    "seen": [name for name in sys.argv[2:] if importlib.util.find_spec(name)],
 }))
 """
-
-RUN = """
-import json, sys
-from IPython.core.interactiveshell import InteractiveShell
-shell = InteractiveShell.instance()
-for number, code in enumerate(json.load(open(sys.argv[1], encoding="utf-8")), 1):
-    result = shell.run_cell(code)
-    if not result.success:
-        sys.exit(f"code cell {number} failed: {result.error_before_exec or result.error_in_exec!r}")
-print("ran", number, "cells")
-"""
+CHAPTER = ROOT / "book" / "chapters" / "lowrank" / "lora.md"
 
 
 def closure(names: tuple[str, ...]) -> dict[str, metadata.Distribution]:
@@ -116,12 +116,16 @@ def colab(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return python
 
 
-def run(python: Path, folder: Path, program: str, argument: str) -> str:
-    """What a program prints there; nothing of the caller's environment reaches it."""
+@pytest.fixture(scope="module")
+def said(colab: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """What it prints there, line by line; nothing of the caller's environment reaches it."""
+    folder = tmp_path_factory.mktemp("home")
+    file = folder / "cells.json"
+    file.write_text(json.dumps(code_cells(CHAPTER.read_text(encoding="utf-8"))), encoding="utf-8")
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("TOOLKIT_", "PYTHON"))}
     env = {**kept, "HOME": str(folder), "IPYTHONDIR": str(folder / "ipython"), "MPLBACKEND": "Agg"}
     done = subprocess.run(
-        [python, "-I", "-c", program, argument],
+        [colab, "-I", "-c", PROGRAM, file, *ABSENT],
         cwd=folder,
         env=env,
         capture_output=True,
@@ -129,7 +133,7 @@ def run(python: Path, folder: Path, program: str, argument: str) -> str:
         timeout=240,
     )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-    return done.stdout
+    return done.stdout.splitlines()
 
 
 def code_cells(source: str) -> list[str]:
@@ -157,20 +161,17 @@ def test_the_cells_of_a_chapter_are_read() -> None:
     assert [code.strip() for code in code_cells(source)] == ["a = 1", "c"]
 
 
-def test_the_wheel_alone_lists_methods_and_data(colab: Path, tmp_path: Path) -> None:
-    found = json.loads(run(colab, tmp_path, LIST, json.dumps(ABSENT)).splitlines()[-1])
+@pytest.mark.slow
+def test_the_wheel_alone_runs_the_lora_chapter(said: list[str]) -> None:
+    cells = code_cells(CHAPTER.read_text(encoding="utf-8"))
+    assert len(cells) > 5
+    assert any(re.search(r'^SCALE = "ci"', code, re.MULTILINE) for code in cells)
+    assert f"ran {len(cells)} cells" in said
+
+
+def test_the_wheel_alone_lists_methods_and_data(said: list[str], colab: Path) -> None:
+    found = json.loads(said[-1])
     assert found["seen"] == [], "the environment is not Colab-like"
     assert Path(found["home"]).is_relative_to(colab.parents[1])
     assert {"lora", "adalora"} <= set(found["slugs"])
     assert {"digits", "sst2"} <= set(found["data"])
-
-
-@pytest.mark.slow
-def test_the_wheel_alone_runs_the_lora_chapter(colab: Path, tmp_path: Path) -> None:
-    source = ROOT / "book" / "chapters" / "lowrank" / "lora.md"
-    cells = code_cells(source.read_text(encoding="utf-8"))
-    assert len(cells) > 5
-    assert any(re.search(r'^SCALE = "ci"', code, re.MULTILINE) for code in cells)
-    file = tmp_path / "cells.json"
-    file.write_text(json.dumps(cells), encoding="utf-8")
-    assert f"ran {len(cells)} cells" in run(colab, tmp_path, RUN, str(file))

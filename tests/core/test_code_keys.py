@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import sys
 import textwrap
 from functools import partial
@@ -300,18 +301,16 @@ def test_functions_whose_code_cannot_be_followed_are_refused() -> None:
             Tracer(ROOT).of_function(function)
 
 
-def test_the_whole_toolkit_is_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    import ast
-
+def test_each_file_is_parsed_once(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     parsed = []
     real = ast.parse
     monkeypatch.setattr(ast, "parse", lambda s, *a, **k: parsed.append(s) or real(s, *a, **k))
-    tracer = Tracer(ROOT)
+    tracer = Tracer(project)
     cell = "import toolkit\nprint(toolkit)"
     first = tracer.of_source([cell])
-    count = len(parsed)
+    assert len(parsed) == len(list(project.rglob("*.py"))) + 1
     assert tracer.of_source([cell]) == first
-    assert len(parsed) == count + 1, "only the cell is parsed again"
+    assert parsed[-1] == cell, "only the cell is parsed again"
 
 
 SIZES = """\
