@@ -11,6 +11,7 @@ import gc
 import multiprocessing
 import os
 import sys
+import threading
 from importlib.metadata import EntryPoint
 from importlib.util import find_spec
 from multiprocessing import forkserver
@@ -38,7 +39,10 @@ def run(arguments: list[str], env: dict[str, str], cwd: str) -> None:
     np.random.seed()
     os.setsid()
     os.chdir(cwd)
-    # a kernel ends with its parent, which is the process that it was forked from
+    # what it was forked from lives as long as its kernels: they end with who asked for them
+    threading.Thread(
+        target=_end_with, args=(multiprocessing.parent_process(),), daemon=True
+    ).start()
     os.environ.clear()
     os.environ.update(env, JPY_PARENT_PID=str(os.getppid()))
     sys.path[:] = PATHS
@@ -48,6 +52,11 @@ def run(arguments: list[str], env: dict[str, str], cwd: str) -> None:
     for standard in (0, 1, 2):
         os.dup2(nowhere, standard)
     launch_new_instance()
+
+
+def _end_with(asking: Any) -> None:
+    asking.join()
+    os._exit(1)
 
 
 class Process:
@@ -88,7 +97,7 @@ class Forked(LocalProvisioner):
 
     async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> Any:
         arguments = cmd[cmd.index("ipykernel_launcher") + 1 :]
-        self.process = Process(arguments, kwargs["env"], str(kwargs["cwd"] or os.getcwd()))
+        self.process = Process(arguments, kwargs["env"], str(kwargs.get("cwd") or os.getcwd()))
         self.pid = self.pgid = self.process.pid  # it leads a group of its own
         return self.connection_info
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 from jupyter_client.manager import KernelManager, start_new_kernel
 from jupyter_client.provisioning import KernelProvisionerFactory
 
 from tests import kernels
 
+ROOT = Path(__file__).resolve().parents[1]
 FACTS = """
 import json, multiprocessing, os, signal, sys, threading
 before = [m for m in sys.modules if m.partition(".")[0] in ("toolkit", "book", "tests")]
@@ -26,6 +29,17 @@ print(json.dumps({
     "drawn": [torch.initial_seed(), float(np.random.rand()), random.random()],
     "threads": torch.get_num_threads(), "main": sorted(vars(sys.modules["__main__"])),
 }))
+"""
+
+ASKING = """
+import time
+from tests import kernels
+kernels.LIBRARIES = []
+kernels.pytest_configure(None)
+from jupyter_client.manager import start_new_kernel
+manager, _ = start_new_kernel()
+print(manager.provisioner.process.pid, flush=True)
+time.sleep(60)
 """
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="kernels fork on Linux only")
@@ -84,6 +98,39 @@ def test_a_forked_kernel_that_dies_is_seen(forking, tmp_path):
         manager.provisioner.process.wait()
         assert not manager.is_alive()
         assert manager.provisioner.process.poll() == 3
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
+
+
+def test_a_forked_kernel_ends_with_the_process_that_asked_for_it():
+    asking = subprocess.Popen([sys.executable, "-c", ASKING], cwd=ROOT, stdout=subprocess.PIPE)
+    kernel = psutil.Process(int(asking.stdout.readline()))
+    below = kernel.parent()
+    assert below.pid != asking.pid
+    assert below.is_running()
+    asking.kill()
+    asking.wait()
+    asking.stdout.close()
+    left = psutil.wait_procs([kernel, below], timeout=20)[1]
+    for process in left:
+        process.kill()
+    assert left == []
+
+
+def test_a_forked_kernel_can_be_interrupted_and_start_processes(forking, tmp_path):
+    manager, client = start_new_kernel(cwd=str(tmp_path))
+    try:
+        request = client.execute("import time; print(0); time.sleep(60)")
+        while client.get_iopub_msg(timeout=20)["msg_type"] != "stream":
+            pass
+        manager.interrupt_kernel()
+        reply = client.get_shell_msg(timeout=20)
+        while reply["parent_header"].get("msg_id") != request:
+            reply = client.get_shell_msg(timeout=20)
+        assert reply["content"]["ename"] == "KeyboardInterrupt"
+        code = "import multiprocessing as m; p = m.get_context('fork').Process(target=int)"
+        assert told(client, f"{code}; p.start(); p.join(); print(p.exitcode)").split() == ["0"]
     finally:
         client.stop_channels()
         manager.shutdown_kernel(now=True)
